@@ -1,0 +1,3 @@
+from raymerge.cli import run
+
+run()

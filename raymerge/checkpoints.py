@@ -1,0 +1,258 @@
+"""Reading and writing checkpoints and heads in the published layout, tensor by tensor, without executing pickles.
+
+A state dict file holds fp32 tensors under keys with the prefix `model.`; a head file holds one pickled module of the
+class `src.models.modeling.ClassificationHead`, which is read through an allow-list of exactly that name.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raymerge.errors import CheckpointError
+
+HEAD_CLASS = "src.models.modeling.ClassificationHead"
+PREFIX = "model."
+"""What the published files put before every key of the CLIP model."""
+
+
+class Checkpoint:
+    """A memory-mapped state dict: names and shapes at once, values when asked for."""
+
+    def __init__(self, path: Path):
+        """Map `path` (.pt or .safetensors).
+
+        Raises:
+            CheckpointError: the file is missing, truncated, holds other things than tensors, or needs code to load.
+        """
+        self.path = path
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint file.")
+        if path.suffix == ".safetensors":
+            self._tensors: Mapping[str, Tensor] = _LazySafetensors(path)
+        else:
+            self._tensors = _load_state_dict(path)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._tensors)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(self._tensors[name].shape) for name in self.names}
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as stored; it may alias the mapped file, so never write to it."""
+        return self._tensors[name]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """`Checkpoint(path)`; the last ones stay open, because a worker merges many shards of the same files."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return Checkpoint(path)  # raises the error that names the file
+    return _open_unchanged(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _open_unchanged(path: Path, size: int, mtime_ns: int) -> Checkpoint:
+    return Checkpoint(path)
+
+
+class _LazySafetensors(Mapping[str, Tensor]):
+    def __init__(self, path: Path):
+        try:
+            self._file = safetensors.safe_open(path, framework="pt")
+            self._names = list(self._file.keys())
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Fetch it again.") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _load_state_dict(path: Path) -> Mapping[str, Tensor]:
+    content = _load_without_code(path, allowed=[])
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a dict of tensors (a state dict).")
+    return content
+
+
+def _load_without_code(path: Path, allowed: Sequence[Any]) -> Any:
+    is_zip = zipfile.is_zipfile(path)  # only torch's zip format can be mapped
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        offending = _unsafe_globals(path)
+        if offending:
+            raise CheckpointError(
+                f"{path}: refused, because loading it would run code: it needs {', '.join(offending)}. "
+                "Convert it to safetensors where you trust it."
+            ) from None
+        raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({type(error).__name__}).") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: truncated or not a checkpoint ({_reason(error)}). Fetch it again.") from None
+
+
+def _unsafe_globals(path: Path) -> list[str]:
+    try:
+        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # legacy or broken files cannot be inspected; the load error says enough
+        return []
+    return sorted(name for name in needed if name != HEAD_CLASS)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of torch's message, which may run over a whole paragraph."""
+    return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
+    """Compare an expert with the zero-shot model it was fine-tuned from: keys, shapes, dtypes, finite values.
+
+    Raises:
+        CheckpointError: naming the expert, the key, what was found and what was expected.
+    """
+    missing = sorted(set(zero_shot.names) - set(expert.names))
+    extra = sorted(set(expert.names) - set(zero_shot.names))
+    if missing or extra:
+        what = f"lacks '{missing[0]}'" if missing else f"has '{extra[0]}', which the zero-shot model lacks"
+        raise CheckpointError(
+            f"{expert.path}: expert '{expert_name}' {what} ({len(missing)} keys missing, {len(extra)} unexpected). "
+            "Is it of another backbone?"
+        )
+    expected = zero_shot.shapes
+    for name, shape in expert.shapes.items():
+        if shape != expected[name]:
+            raise CheckpointError(
+                f"{expert.path}: expert '{expert_name}': '{name}' is {shape}, zero-shot is {expected[name]}. "
+                "Is it of another backbone?"
+            )
+        check_values(expert, name, f"expert '{expert_name}'")
+
+
+def check_values(checkpoint: Checkpoint, name: str, owner: str) -> None:
+    """Raise CheckpointError unless the tensor is floating point and finite."""
+    value = checkpoint.tensor(name)
+    if not value.is_floating_point():
+        raise CheckpointError(f"{checkpoint.path}: {owner}: '{name}' has dtype {value.dtype}, expected a float dtype.")
+    if not torch.isfinite(value).all():
+        bad = int((~torch.isfinite(value)).sum())
+        raise CheckpointError(
+            f"{checkpoint.path}: {owner}: '{name}' has {bad} NaN or infinite values of {value.numel()}. "
+            "Fetch or train it again."
+        )
+
+
+def save_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a state dict as `torch.save` does, under a temporary name first."""
+    content = OrderedDict((name, tensor.detach().cpu().clone().contiguous()) for name, tensor in tensors.items())
+    _save(path, content)
+
+
+def save_head(path: Path, weight: Float[Tensor, "classes dim"]) -> None:
+    """Write a zero-shot head exactly as the published ones are: a pickled Linear of a foreign class path.
+
+    Args:
+        path: `head_<Task>Val.pt`.
+        weight: exp(logit_scale) times the unit text embedding of every class. The bias is zero.
+    """
+    with _published_head_class() as head_class:
+        head = head_class(weight.shape[1], weight.shape[0])
+        head.weight = torch.nn.Parameter(weight.detach().cpu().clone().contiguous())
+        head.bias = torch.nn.Parameter(torch.zeros(weight.shape[0], dtype=weight.dtype))
+        head.normalize = True
+        _save(path, head)
+
+
+def load_head(
+    path: Path, *, num_classes: int, embed_dim: int
+) -> tuple[Float[Tensor, "{num_classes} {embed_dim}"], Float[Tensor, " {num_classes}"]]:
+    """Weight and bias of a published head file.
+
+    Raises:
+        CheckpointError: missing or truncated file, foreign class, wrong shape, NaN, or features not to be normalised.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such head file.")
+    head = _load_without_code(path, allowed=[(_HeadState, HEAD_CLASS)])
+    if not isinstance(head, _HeadState):
+        raise CheckpointError(f"{path}: holds {type(head).__name__}, expected a pickled {HEAD_CLASS}.")
+    weight, bias = head.parameters.get("weight"), head.parameters.get("bias")
+    if weight is None or bias is None or head.normalize is not True:
+        raise CheckpointError(f"{path}: not a head with weight, bias and normalize=True. Fetch it again.")
+    weight, bias = weight.detach().float(), bias.detach().float()
+    if weight.shape != (num_classes, embed_dim) or bias.shape != (num_classes,):
+        raise CheckpointError(
+            f"{path}: the head is {tuple(weight.shape)}, expected ({num_classes}, {embed_dim}) "
+            "(classes of the task, embedding size of the backbone). Does it belong to this task and backbone?"
+        )
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise CheckpointError(f"{path}: the head has NaN or infinite values. Fetch it again.")
+    return weight, bias
+
+
+class _HeadState:
+    """Receives the state of a pickled head instead of its class."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.parameters: dict[str, Tensor] = dict(state.get("_parameters", {}))
+        self.normalize = state.get("normalize")
+
+
+@contextlib.contextmanager
+def _published_head_class() -> Iterator[type]:
+    """A Linear subclass that pickles under the published class path, while the context lasts."""
+    module_name, _, class_name = HEAD_CLASS.rpartition(".")
+    head_class = type(class_name, (torch.nn.Linear,), {"__module__": module_name})
+    parts = module_name.split(".")
+    modules = {".".join(parts[: i + 1]): types.ModuleType(".".join(parts[: i + 1])) for i in range(len(parts))}
+    setattr(modules[module_name], class_name, head_class)
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield head_class
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def _save(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,193 @@
+"""Ray: connecting, and the actors and tasks that a sweep starts before its first trial."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from raymerge.dispatcher import Dispatcher
+from raymerge.errors import ClusterError, RaymergeError
+from raymerge.records import content_id
+from raymerge.suites import Suite
+from raymerge.sweep_spec import EvaluationSettings, ResourceSettings
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+LOCAL = {
+    # a process that merged keeps torch imported: importing it takes longer than most merges
+    "RAY_num_workers_soft_limit": "64",
+}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Logical CPUs of the cluster, and how many of them are kept free for merges."""
+
+    cpus: int
+    merges: int
+
+
+@contextmanager
+def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
+    """A connection to a Ray cluster: the one at `address`, or a new one on this machine that ends with the context.
+
+    Evaluators hold their CPUs for the whole sweep, so some are kept for merges: on a cluster one in eight; on this
+    machine Ray is told of twice the cores there are, because merges are short and evaluators do not mind.
+
+    Args:
+        address: "auto", "ray://host:port" or "host:port"; None starts Ray here, bound to loopback.
+        debug: leave Ray's own console output on.
+    Raises:
+        ClusterError: no cluster there.
+    """
+    for name, value in (QUIET if address else {**QUIET, **LOCAL}).items():
+        os.environ.setdefault(name, value)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    level = logging.INFO if debug else logging.CRITICAL
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=2 * cores,
+                include_dashboard=False,
+                log_to_driver=debug,
+                logging_level=level,
+                configure_logging=debug,
+            )
+        else:
+            ray.init(address=address, log_to_driver=debug, logging_level=level, configure_logging=debug)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        where = f"at '{address}'" if address else "on this machine"
+        raise ClusterError(
+            f"no Ray cluster {where} ({_first_line(error)}). Is it running? See docs/cluster.md."
+        ) from None
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        yield Slots(cpus, merges=cores if address is None else max(1, cpus // 8))
+    finally:
+        ray.shutdown()
+
+
+def num_evaluators(resources: ResourceSettings, slots: Slots) -> int:
+    """How many evaluators the cluster holds, or as many as the sweep asks for.
+
+    Raises:
+        ClusterError: it cannot hold them.
+    """
+    have = {"GPU": ray.cluster_resources().get("GPU", 0), "CPU": slots.cpus - slots.merges}
+    needs = {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator}
+    fits = min((int(have.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need > 0), default=1)
+    wanted = 1 if resources.evaluators == "auto" else resources.evaluators
+    if fits < wanted:
+        there = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in needs)
+        each = " and ".join(f"{need:g} {kind}" for kind, need in needs.items() if need > 0)
+        raise ClusterError(
+            f"the cluster has {there}: room for {fits} evaluators of {each} each, but the sweep needs {wanted}. "
+            "Change 'resources' of the sweep file, or add nodes."
+        )
+    return fits if resources.evaluators == "auto" else wanted
+
+
+def check_suite(suite: Suite, tasks: Mapping[str, Sequence[str]]) -> dict[Path, str]:
+    """Check every file a sweep will read, in parallel. Returns the SHA-256 of every checkpoint and head by path.
+
+    Args:
+        tasks: the tasks in use, by backbone.
+    Raises:
+        CheckpointError, DataError: the first problem found.
+    """
+    checks = [_check_backbone.remote(suite, backbone) for backbone in tasks]
+    checks += [_check_task.remote(suite, backbone, task) for backbone, names in tasks.items() for task in names]
+    hashes: dict[Path, str] = {}
+    for found in get(checks):
+        hashes |= found
+    return hashes
+
+
+def fingerprint(suite: Suite, hashes: Mapping[Path, str]) -> str:
+    """One id for the content of all checkpoints and heads a sweep reads."""
+    return content_id({str(path.relative_to(suite.root)): digest for path, digest in hashes.items()}, length=32)
+
+
+def start_evaluators(
+    suite: Suite, settings: EvaluationSettings, resources: ResourceSettings, num: int, backbones: Sequence[str]
+) -> tuple[list[Any], str]:
+    """Start evaluators and wait until each has loaded its encoders. Returns their handles and the device's name."""
+    actor = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_restarts=-1)(
+        _EvalActor
+    )
+    threads = max(1, int(resources.cpus_per_evaluator))
+    evaluators: list[Any] = [actor.remote(suite, settings, threads) for _ in range(num)]
+    devices = get([evaluator.ready.remote(list(backbones)) for evaluator in evaluators])
+    return evaluators, ", ".join(sorted(set(devices)))
+
+
+def start_dispatcher(evaluators: Sequence[Any], backbones: Sequence[str]) -> Any:
+    """Start the queue that feeds the evaluators."""
+    dispatcher: Any = ray.remote(num_cpus=0)(Dispatcher).remote(evaluators, backbones)
+    get([dispatcher.start.remote()])
+    return dispatcher
+
+
+def get(references: Sequence[Any], on_wait: Callable[[], None] = lambda: None, interval_s: float = 0.5) -> list[Any]:
+    """Values of references in order, calling `on_wait` now and then.
+
+    Raises:
+        RaymergeError: of the first task that failed, without Ray's wrapping and traceback.
+    """
+    pending = list(references)
+    try:
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=len(pending), timeout=interval_s)
+            ray.get(ready)  # raises early: the others may run for long
+            on_wait()
+        return ray.get(list(references))
+    except RayTaskError as error:
+        if isinstance(error.cause, RaymergeError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise ClusterError(f"Ray lost a task ({_first_line(error)}). Start the same command again.") from None
+
+
+class _EvalActor:
+    """EvalWorker as an actor. torch is imported in its process only."""
+
+    def __init__(self, suite: Suite, settings: EvaluationSettings, num_threads: int):
+        from raymerge.worker import EvalWorker, WorkerSetup
+
+        self._worker = EvalWorker(WorkerSetup(suite, settings, num_threads), fetch=ray.get)
+
+    def ready(self, backbones: Sequence[str]) -> str:
+        return self._worker.ready(backbones)
+
+    def run(self, job: Any) -> Any:
+        return self._worker.run(job)
+
+
+@ray.remote(num_cpus=1)
+def _check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
+    from raymerge.preflight import check_backbone
+
+    return check_backbone(suite, backbone)
+
+
+@ray.remote(num_cpus=1)
+def _check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
+    from raymerge.preflight import check_task
+
+    return check_task(suite, backbone, task)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,434 @@
+"""The sweep as a state machine: which trial is next, what its outcome means, when it is over. No ray, no torch.
+
+An executor (serial.py, tuning.py) asks for the next trial, runs it anywhere, and brings back scores. Everything that
+decides a number happens here, in an order that does not depend on the executor.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymerge.merge_request import Merge
+from raymerge.methods import METHODS
+from raymerge.records import Cell, Point, Split, Stage, TaskReference, TaskScore, TrialRecord, content_id
+from raymerge.search import Search, Suggestion, search_cell
+from raymerge.search_space import SearchSpace, search_space
+from raymerge.selection import select_best
+from raymerge.suites import Suite
+from raymerge.sweep_spec import SweepSpec
+
+MAX_MERGED_AHEAD = 16
+"""A cell with no more structural settings than this has all of them merged at once, from one factorisation."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """theta_0 + alpha * update; `merge` is None for theta_0 itself."""
+
+    backbone: str
+    merge: Merge | None = None
+    alpha: float = 0.0
+
+    @property
+    def weights_id(self) -> str:
+        return content_id([self.backbone, self.merge and self.merge.merge_id, self.alpha])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of a cell on one split: the weights of every task, in the order in which tasks are reported."""
+
+    trial_id: str
+    cell: Cell
+    point: Point
+    stage: Stage
+    split: Split
+    generation: int
+    index: int
+    weights: Mapping[str, Weights]
+    rival: tuple[float, ...] | None = None
+    """Objective per task, in the order of `weights`, of the best earlier trial of the cell; None: never stop early."""
+
+    @property
+    def merges(self) -> list[Merge]:
+        return list({w.merge.merge_id: w.merge for w in self.weights.values() if w.merge}.values())
+
+
+@dataclass
+class _Running:
+    trial: Trial
+    scores: dict[str, TaskScore]
+    known: frozenset[str]
+    """Tasks whose scores did not have to be evaluated."""
+    started: float = field(default_factory=time.monotonic)
+    complete: bool = False
+
+
+@dataclass
+class _CellState:
+    cell: Cell
+    search: Search
+    merges_ahead: tuple[Merge, ...] = ()
+    is_reference: bool = False
+    batch: list[Trial] = field(default_factory=list)
+    waiting: list[Trial] = field(default_factory=list)
+    """Trials of the batch that were not handed out and are not known yet."""
+    generation: int = -1
+    finished: bool = False
+
+
+class Sweep:
+    """All cells of a sweep, advanced by whoever executes trials.
+
+    Records, new or found again, reach the search policies batch by batch in the order of suggestion. New ones are
+    also passed to `on_record`, each exactly once.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        suite: Suite,
+        cells: Sequence[Cell],
+        *,
+        finished: Mapping[str, TrialRecord],
+        on_record: Callable[[TrialRecord], None],
+        device: str = "",
+    ):
+        """
+        Args:
+            finished: records of an earlier run by trial id; failed ones are tried again.
+            on_record: makes a new record durable before it returns.
+            device: what evaluates, for the records.
+        """
+        self.spec = spec
+        self.suite = suite
+        self.device = device
+        self._on_record = on_record
+        self._records = {trial_id: r for trial_id, r in finished.items() if r.status != "failed"}
+        self._running: dict[str, _Running] = {}
+        self._scores: dict[tuple[str, str, Split], TaskScore] = {}
+        self._broken_merges: dict[str, str] = {}
+        self._broken_references: dict[tuple[str, Split], str] = {}
+        references = [c for c in reference_cells(suite, cells) if c not in cells]
+        self._states = [self._start(cell, is_reference=True) for cell in references]
+        self._states += [self._start(cell) for cell in cells]
+        for record in self._records.values():
+            weights = self._weights(record.cell, record.point, record.stage)
+            for score in record.scores:
+                self._scores[weights[score.task].weights_id, score.task, record.split] = score
+        self._advance()
+
+    # --- what an executor calls ---------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return not self._running and all(state.finished for state in self._states)
+
+    @property
+    def records(self) -> Mapping[str, TrialRecord]:
+        """Every record so far by trial id, failed ones included."""
+        return self._records
+
+    def finished_cells(self) -> list[Cell]:
+        return [state.cell for state in self._states if state.finished and not state.is_reference]
+
+    def next_trial(self, is_merged: Callable[[Merge], bool] = lambda merge: True) -> Trial | None:
+        """The next trial to run; None while all that is left waits for outcomes.
+
+        Cells take turns, the one that is least far first, so that no policy's barrier leaves workers idle. Trials
+        that `may_run` go first; the others are handed out too, in the order in which they will be ready.
+        """
+        ordered = [(s, t) for s in sorted(self._states, key=lambda state: state.generation) for t in s.waiting]
+        ready = (pair for pair in ordered if self.may_run(pair[1], is_merged))
+        choice = next(ready, ordered[0] if ordered else None)
+        if choice is None:
+            return None
+        state, trial = choice
+        state.waiting.remove(trial)
+        scores = self._known_scores(trial)
+        self._running[trial.trial_id] = _Running(trial, scores, frozenset(scores))
+        return trial
+
+    def may_run(self, trial: Trial, is_merged: Callable[[Merge], bool]) -> bool:
+        """Whether all that a trial needs is there: its merges, and the accuracies it is compared with."""
+        known = _is_reference(trial.cell) or self._references(trial) is not None
+        return known and all(is_merged(merge) for merge in trial.merges)
+
+    def wanted_merges(self) -> list[Merge]:
+        """The merges that trials need which are not running yet, in the order they are needed."""
+        wanted: dict[str, Merge] = {}
+        for state in sorted(self._states, key=lambda state: state.generation):
+            for trial in state.waiting:
+                merges = trial.merges
+                if any(merge in state.merges_ahead for merge in merges):
+                    merges += state.merges_ahead
+                wanted |= {merge.merge_id: merge for merge in merges}
+        return list(wanted.values())
+
+    def unneeded_merges(self, merge_ids: Sequence[str]) -> list[str]:
+        """Those of `merge_ids` that no unfinished cell can ask for again."""
+        needed = {merge.merge_id for merge in self.wanted_merges()}
+        for state in self._states:
+            if not state.finished:
+                merges = itertools.chain(state.merges_ahead, *(trial.merges for trial in state.batch))
+                needed |= {merge.merge_id for merge in merges}
+        return [merge_id for merge_id in merge_ids if merge_id not in needed]
+
+    def missing_tasks(self, trial_id: str) -> list[str]:
+        """The tasks of a running trial whose scores are not known, in reporting order."""
+        running = self._running[trial_id]
+        return [task for task in running.trial.weights if task not in running.scores]
+
+    def report(self, trial_id: str, scores: Sequence[TaskScore]) -> bool:
+        """Take scores of a running trial, in any order. Returns whether it is worth going on."""
+        running = self._running[trial_id]
+        running.scores |= {score.task: score for score in scores}
+        return self._stop_after(running) is None
+
+    def complete(self, trial_id: str) -> None:
+        """Every score of the trial is in, or `report` said to stop."""
+        running = self._running[trial_id]
+        running.complete = True
+        missing = self.missing_tasks(trial_id)
+        assert not missing or self._stop_after(running) is not None, f"no score of {missing} in {running.trial.cell}"
+        for task, score in running.scores.items():
+            self._scores[running.trial.weights[task].weights_id, task, running.trial.split] = score
+        self._advance()
+
+    def fail(self, trial_id: str, error: str) -> None:
+        """The trial could not be evaluated."""
+        self._close(self._running.pop(trial_id), "failed", (), error)
+        self._advance()
+
+    def fail_merge(self, merge_id: str, error: str) -> None:
+        """The merge cannot be computed: every trial that needs it fails, now or later."""
+        self._broken_merges[merge_id] = error
+        self._advance()
+
+    # --- searches -----------------------------------------------------------------------------------------------
+
+    def _start(self, cell: Cell, *, is_reference: bool = False) -> _CellState:
+        space = search_space(self.spec, METHODS.declaration(cell.method), cell.num_tasks)
+        return _CellState(cell, self._search(cell, space), _merges_ahead(cell, space), is_reference=is_reference)
+
+    def _search(self, cell: Cell, space: SearchSpace) -> Search:
+        """The search of a cell, then its best point on the test split."""
+        settings = self.spec.search
+        seed = int(content_id([settings.seed, cell.backbone, cell.tasks, cell.method], length=8), 16)
+        search = search_cell(space, settings, seed=seed)
+        records: list[TrialRecord] = []
+        try:
+            batch = next(search)
+            while True:
+                outcome = yield batch
+                records += outcome
+                batch = search.send(outcome)
+        except StopIteration:
+            best = select_best(records, settings.objective)
+        if best is not None:
+            yield [Suggestion(best.point, "test")]
+
+    def _advance(self) -> None:
+        """Move every cell as far as known scores carry it."""
+        while self._close_complete() or any(self._advance_cell(state) for state in self._states):
+            pass
+
+    def _close_complete(self) -> bool:
+        """Close trials whose scores and references are known; their records go to the policies by batch."""
+        ready = [r for r in self._running.values() if r.complete and self._references(r.trial) is not None]
+        for running in ready:
+            del self._running[running.trial.trial_id]
+            self._close_scored(running)
+        return bool(ready)
+
+    def _advance_cell(self, state: _CellState) -> bool:
+        if state.finished:
+            return False
+        moved = False
+        for trial in list(state.waiting):
+            error = self.reason_to_fail(trial)
+            scores = self._known_scores(trial)
+            if error is not None:
+                self._close(_Running(trial, {}, frozenset()), "failed", (), error)
+            elif len(scores) == len(trial.weights) and self._references(trial) is not None:
+                self._close_scored(_Running(trial, scores, frozenset(scores)))
+            else:
+                continue
+            state.waiting.remove(trial)
+            moved = True
+        if any(trial.trial_id not in self._records for trial in state.batch):
+            return moved
+        try:
+            if state.generation < 0:
+                batch = next(state.search)
+            else:
+                batch = state.search.send([self._records[trial.trial_id] for trial in state.batch])
+        except StopIteration:
+            state.batch, state.finished = [], True
+            return True
+        state.generation += 1
+        rival = self._best_so_far(state)
+        state.batch = [self._trial(state, suggestion, i, rival) for i, suggestion in enumerate(batch)]
+        state.waiting = [trial for trial in state.batch if trial.trial_id not in self._records]
+        return True
+
+    def _trial(self, state: _CellState, suggestion: Suggestion, index: int, rival: TrialRecord | None) -> Trial:
+        cell, point = state.cell, suggestion.point
+        split: Split = "test" if suggestion.stage == "test" else "val"
+        stage: Stage = "reference" if state.is_reference else suggestion.stage
+        weights = self._weights(cell, point, suggestion.stage)
+        rival_values = None
+        if rival is not None and suggestion.stage == "search":
+            scores = {score.task: score for score in rival.scores}
+            rival_values = tuple(self._task_objective(scores[task], rival.references[task]) for task in weights)
+        return Trial(
+            self.trial_id(cell, point, split), cell, point, stage, split, state.generation, index, weights, rival_values
+        )
+
+    def trial_id(self, cell: Cell, point: Point, split: Split) -> str:
+        """Content id of what determines a trial's scores."""
+        spec = self.spec
+        suite = [self.suite.name, self.suite.profile, self.suite.seed]
+        numerics = [spec.evaluation.precision, spec.evaluation.max_images]
+        return content_id([suite, cell.backbone, cell.tasks, cell.method, point.as_dict(), split, numerics])
+
+    def _weights(self, cell: Cell, point: Point, stage: Stage) -> dict[str, Weights]:
+        """What every task of a trial is evaluated with, the task with the most images first."""
+        kind = METHODS.declaration(cell.method).kind
+        images = {task.name: -task.images["val"] for task in self.suite.tasks}
+        tasks = sorted(cell.tasks, key=images.__getitem__)
+        if kind == "zero-shot":
+            return {task: Weights(cell.backbone) for task in tasks}
+        if kind == "experts":
+            return {task: _expert(cell, task, point.alpha) for task in tasks}
+
+        def merged(task: str | None) -> Weights:
+            return Weights(
+                cell.backbone, Merge(cell.backbone, cell.tasks, cell.method, point.params, task), point.alpha
+            )
+
+        return {task: merged(task if stage == "calibration" else None) for task in tasks}
+
+    # --- stopping early -----------------------------------------------------------------------------------------
+
+    def _best_so_far(self, state: _CellState) -> TrialRecord | None:
+        if self.spec.search.prune is None or self.spec.search.policy == "paper":
+            return None
+        records = [r for r in self._records.values() if r.cell == state.cell and r.generation < state.generation]
+        return select_best(records, self.spec.search.objective)
+
+    def _stop_after(self, running: _Running) -> int | None:
+        """After how many tasks the trial became hopeless, by tasks in reporting order; None while it is not."""
+        trial, prune = running.trial, self.spec.search.prune
+        references = self._references(trial)
+        if trial.rival is None or prune is None or references is None:
+            return None
+        behind = 0.0
+        first = max(1, math.ceil(prune.after * len(trial.weights)))
+        for count, (task, rival) in enumerate(zip(trial.weights, trial.rival, strict=True), start=1):
+            if task not in running.scores or count == len(trial.weights):
+                return None
+            behind += rival - self._task_objective(running.scores[task], references[task])
+            if count >= first and behind / count > prune.margin:
+                return count
+        return None
+
+    def _task_objective(self, score: TaskScore, reference: TaskReference) -> float:
+        if self.spec.search.objective == "accuracy":
+            return score.accuracy
+        return score.accuracy / reference.expert_accuracy
+
+    # --- scores, references, records ----------------------------------------------------------------------------
+
+    def _known_scores(self, trial: Trial) -> dict[str, TaskScore]:
+        found = {t: self._scores.get((w.weights_id, t, trial.split)) for t, w in trial.weights.items()}
+        return {task: score for task, score in found.items() if score is not None}
+
+    def _references(self, trial: Trial) -> dict[str, TaskReference] | None:
+        """What the trial's accuracies are compared with; None until it is measured."""
+        references = {}
+        for task in trial.cell.tasks:
+            expert, zero_shot = (
+                self._scores.get((weights.weights_id, task, trial.split))
+                for weights in (_expert(trial.cell, task), Weights(trial.cell.backbone))
+            )
+            if expert is None or zero_shot is None:
+                return None
+            references[task] = TaskReference(expert.accuracy, zero_shot.accuracy)
+        return references
+
+    def reason_to_fail(self, trial: Trial) -> str | None:
+        """Why a trial can never run, if so."""
+        for merge in trial.merges:
+            if error := self._broken_merges.get(merge.merge_id):
+                return error
+        if error := self._broken_references.get((trial.cell.backbone, trial.split)):
+            return f"the accuracies it is compared with are missing: {error}"
+        return None
+
+    def _close_scored(self, running: _Running) -> None:
+        stop_after = self._stop_after(running)
+        # what ran beyond the decision to stop depends on timing, and is left out
+        scores = tuple(running.scores[task] for task in list(running.trial.weights)[:stop_after])
+        self._close(running, "finished" if stop_after is None else "pruned", scores)
+
+    def _close(self, running: _Running, status: Any, scores: tuple[TaskScore, ...], error: str | None = None) -> None:
+        trial = running.trial
+        references = self._references(trial) or {}
+        new = [score for score in scores if score.task not in running.known]
+        record = TrialRecord(
+            trial_id=trial.trial_id,
+            cell=trial.cell,
+            point=trial.point,
+            stage=trial.stage,
+            split=trial.split,
+            status=status,
+            scores=scores,
+            references={score.task: references[score.task] for score in scores},
+            generation=trial.generation,
+            index=trial.index,
+            seconds=time.monotonic() - running.started,
+            images=sum(score.total for score in new),
+            device=self.device,
+            error=error,
+            finished_at=time.time(),
+        )
+        self._on_record(record)
+        self._records[record.trial_id] = record
+        if status == "failed" and _is_reference(trial.cell):
+            self._broken_references.setdefault((trial.cell.backbone, trial.split), error or "")
+
+
+def reference_cells(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
+    """Per backbone, the zero-shot model and the experts on every task that any cell uses."""
+    found = []
+    for backbone in dict.fromkeys(cell.backbone for cell in cells):
+        used = {task for cell in cells if cell.backbone == backbone for task in cell.tasks}
+        tasks = tuple(task.name for task in suite.tasks if task.name in used)
+        found += [Cell(backbone, tasks, _method_of_kind(kind)) for kind in ("zero-shot", "experts")]
+    return found
+
+
+def _method_of_kind(kind: str) -> str:
+    return next(name for name in METHODS if METHODS.declaration(name).kind == kind)
+
+
+def _is_reference(cell: Cell) -> bool:
+    return METHODS.declaration(cell.method).kind != "merging"
+
+
+def _expert(cell: Cell, task: str, alpha: float = 1.0) -> Weights:
+    """The expert of a task, which does not depend on the other tasks of the cell."""
+    return Weights(cell.backbone, Merge(cell.backbone, (task,), _method_of_kind("experts"), {}, task), alpha)
+
+
+def _merges_ahead(cell: Cell, space: SearchSpace) -> tuple[Merge, ...]:
+    """All structural settings of a cell when they are few and known from the start, else none."""
+    if _is_reference(cell) or space.per_task is not None or space.num_merges > MAX_MERGED_AHEAD:
+        return ()
+    settings = itertools.product(*(dimension.grid() for dimension in space.params.values()))
+    params = [{**space.fixed, **dict(zip(space.params, values, strict=True))} for values in settings]
+    return tuple(Merge(cell.backbone, cell.tasks, cell.method, setting) for setting in params)

@@ -1,0 +1,74 @@
+"""Every error raymerge raises on purpose.
+
+    RaymergeError                 exit 1   something went wrong while running
+    ├── UsageError                exit 2   the command line asks for something impossible
+    │   └── SweepFileError        exit 2   the sweep file is wrong
+    ├── PreflightError            exit 4   found before any work was done
+    │   ├── SuiteError            exit 4   a suite is unknown, missing or incomplete
+    │   ├── CheckpointError       exit 4   a checkpoint or head is missing, truncated, NaN or mis-shaped
+    │   ├── DataError             exit 4   images or labels are missing or inconsistent
+    │   ├── OutputError           exit 4   the output directory is locked, foreign or not writable
+    │   └── ClusterError          exit 4   no cluster, or one without the resources asked for
+    ├── MergeInputError           exit 1   task matrices no method can merge
+    └── EvaluationError           exit 1   an evaluator died or could not score its images
+
+A message is one sentence: the object, what was found, what was expected, what to do next.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaymergeError(Exception):
+    """Base of all errors with a message meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(RaymergeError):
+    exit_code = 2
+
+
+class SweepFileError(UsageError):
+    pass
+
+
+class PreflightError(RaymergeError):
+    exit_code = 4
+
+
+class SuiteError(PreflightError):
+    pass
+
+
+class CheckpointError(PreflightError):
+    pass
+
+
+class DataError(PreflightError):
+    pass
+
+
+class OutputError(PreflightError):
+    pass
+
+
+class ClusterError(PreflightError):
+    pass
+
+
+class MergeInputError(RaymergeError):
+    pass
+
+
+class EvaluationError(RaymergeError):
+    pass
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'iso-c'? Known: ...`, the tail of every message about an unknown name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word.replace("_", "-"), names, n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."

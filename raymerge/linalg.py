@@ -1,0 +1,121 @@
+"""Input checks and float64 decompositions.
+
+Everything here computes in float64, whatever the input: flattening a spectrum lifts its weakest directions to the
+mean, so an error of float32 size in a direction 1e-6 times as strong as the strongest would decide the result.
+
+A direction whose singular value is zero to float64 precision carries no information, only the arbitrary basis that
+LAPACK completes the factors with. Decompositions here leave such directions out, so that what is built from them
+does not depend on the order of the tasks or on the BLAS in use.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from raymerge.errors import MergeInputError
+
+ILL_CONDITIONED = 1e-6
+"""Smallest over largest singular value below which rounding noise of the inputs decides a flattened spectrum."""
+
+
+def check_task_tensors(task_tensors: Tensor) -> None:
+    """Check what every method needs: at least one task, floating point, all finite.
+
+    Args:
+        task_tensors: theta_t - theta_0 of one parameter, one slice per task, shape (tasks, ...).
+    Raises:
+        MergeInputError: naming the dtype, the shape, or the first bad task and position.
+    """
+    shape = tuple(task_tensors.shape)
+    if not task_tensors.is_floating_point():
+        raise MergeInputError(f"task tensors are {task_tensors.dtype}, expected floating point: leave this one out.")
+    if not shape or shape[0] == 0:
+        raise MergeInputError(f"task tensors of shape {shape} hold no task, expected (tasks, ...) with tasks >= 1.")
+    finite = torch.isfinite(task_tensors)
+    if not finite.all():
+        task, *position = (~finite).nonzero()[0].tolist()
+        value = task_tensors[(task, *position)].item()
+        raise MergeInputError(
+            f"task tensor {task} of {shape[0]} has {value} at {tuple(position)}, expected finite values: "
+            "check the checkpoint of that expert."
+        )
+
+
+def check_task_matrices(task_matrices: Tensor) -> None:
+    """`check_task_tensors` for (tasks, rows, cols) with at least one row and one column.
+
+    Raises:
+        MergeInputError: as above, or naming the shape.
+    """
+    shape = tuple(task_matrices.shape)
+    if len(shape) != 3 or 0 in shape[1:]:
+        raise MergeInputError(f"task matrices have shape {shape}, expected (tasks, rows, cols), rows and cols >= 1.")
+    check_task_tensors(task_matrices)
+
+
+@dataclass(frozen=True)
+class ConditionedMatrix:
+    """A merged matrix and how well the inputs determine it.
+
+    conditioning: smallest over largest singular value of what was flattened or whitened, 0..1. Below
+        ILL_CONDITIONED the matrix is exact for these inputs but follows their rounding noise.
+    """
+
+    matrix: Float[Tensor, "rows cols"]
+    conditioning: float
+
+
+def conditioning(singular_values: Float64[Tensor, " values"], size: int) -> float:
+    """Smallest over largest of `size` singular values in descending order, those not listed being 0. 1 if all are 0."""
+    if len(singular_values) == 0 or singular_values[0] == 0:
+        return 1.0
+    return float(singular_values[-1] / singular_values[0]) if len(singular_values) == size else 0.0
+
+
+def compact_svd(
+    matrix: Float[Tensor, "rows cols"], scale: float | None = None
+) -> tuple[Float64[Tensor, "rows rank"], Float64[Tensor, " rank"], Float64[Tensor, "rank cols"]]:
+    """u, s, vh with matrix = u diag(s) vh and s > 0, in descending order, in float64.
+
+    Args:
+        matrix: finite.
+        scale: what a singular value is compared with to be called zero; the largest one by default. Pass the norm
+            of the original when `matrix` is what a projection left of it, so that cancellation noise is dropped.
+    Raises:
+        MergeInputError: the decomposition did not converge.
+    """
+    rows, cols = matrix.shape
+    u, s, vh = _thin_svd(matrix.double())
+    largest = float(s[0]) if scale is None and len(s) else (scale or 0.0)
+    rank = int((s > max(rows, cols) * torch.finfo(torch.float64).eps * largest).sum())
+    return u[:, :rank], s[:rank], vh[:rank]
+
+
+def polar_factor(matrix: Float[Tensor, "rows cols"]) -> tuple[Float64[Tensor, "rows cols"], float]:
+    """The nearest (partial) isometry, u vh of the compact SVD, and its conditioning.
+
+    X (X^T X)^(-1/2) where X has full column rank; unique in every case.
+    """
+    u, s, vh = compact_svd(matrix)
+    return u @ vh, conditioning(s, min(matrix.shape))
+
+
+def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        pass
+    # Divide and conquer gives up on rare finite matrices. The triangular factor has the same singular values and
+    # other entries, which is enough in practice.
+    wide = matrix.shape[0] < matrix.shape[1]
+    q, r = torch.linalg.qr(matrix.mT if wide else matrix)
+    try:
+        u, s, vh = torch.linalg.svd(r, full_matrices=False)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        rows, cols = matrix.shape
+        raise MergeInputError(
+            f"the SVD of a {rows} x {cols} matrix did not converge, twice: check its values for extreme ranges."
+        ) from error
+    return (vh.mT, s, (q @ u).mT) if wide else (q @ u, s, vh)

@@ -1,0 +1,51 @@
+"""Checks of a prepared suite before any work: every file that a sweep will read, task by task."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from raymerge.checkpoints import PREFIX, check_checkpoint, check_values, file_sha256, load_head, open_checkpoint
+from raymerge.errors import DataError
+from raymerge.images import open_images
+from raymerge.records import SPLITS
+from raymerge.suites import Suite
+
+
+def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
+    """Check the zero-shot checkpoint of a backbone. Returns its SHA-256 by path.
+
+    Raises:
+        CheckpointError: missing, truncated, NaN, or not of this backbone.
+    """
+    zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
+    for name in zero_shot.names:
+        check_values(zero_shot, name, f"zero-shot of {backbone}")
+    return {zero_shot.path: file_sha256(zero_shot.path)}
+
+
+def check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
+    """Check the expert, the head and the images of a task. Returns the SHA-256 of the expert and head by path.
+
+    Raises:
+        CheckpointError: the expert or the head is missing, truncated, NaN, or does not fit the backbone.
+        DataError: images are missing, or differ in number or labels from what the suite says.
+    """
+    zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
+    expert = open_checkpoint(suite.expert_path(backbone, task))
+    check_checkpoint(expert, zero_shot, task)
+    declared, head_path = suite.task(task), suite.head_path(backbone, task)
+    embed_dim = zero_shot.shapes[PREFIX + "visual.proj"][1]
+    load_head(head_path, num_classes=len(declared.classes), embed_dim=embed_dim)
+    for split in SPLITS:
+        images = open_images(suite.images_path(task, split))
+        if len(images) != declared.images[split]:
+            raise DataError(
+                f"{images.path}: holds {len(images)} images, the suite says {declared.images[split]}. "
+                "Delete the folder of the suite and prepare it again."
+            )
+        labels = images.labels()
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(declared.classes):
+            raise DataError(
+                f"{images.path}: labels run from {low} to {high}, but {task} has {len(declared.classes)} classes."
+            )
+    return {path: file_sha256(path) for path in (expert.path, head_path)}

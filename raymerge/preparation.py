@@ -1,0 +1,99 @@
+"""Preparing the demo suite with Ray: pre-training, then every task in parallel, each on one torch thread."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import filelock
+import ray
+
+from raymerge.cluster import get
+from raymerge.suites import Suite
+from raymerge.suites.demo.recipe import TASK_NAMES, DemoRecipe, make_recipe
+
+Report = Callable[[str, float], None]
+"""Told what is being done and which fraction of the whole preparation is behind it."""
+
+
+def prepare_suite(suite: Suite, report: Report) -> None:
+    """Write the suite to its folder, or do nothing when it is there.
+
+    A preparation that was interrupted continues with the files that are missing. Two at once wait for each other.
+
+    Raises:
+        SuiteError: a stage did not leave its files.
+    """
+    if suite.is_prepared:
+        return
+    recipe = make_recipe(suite.profile, suite.seed)  # type: ignore[arg-type]
+    suite.root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(suite.root.with_name(suite.root.name + ".lock")):
+        if suite.is_prepared:  # while we waited
+            return
+        progress: Any = ray.remote(num_cpus=0)(_Progress).remote()
+        shares = {"": float(recipe.pretrain_steps * recipe.pretrain_batch)}
+        shares |= dict.fromkeys(TASK_NAMES, float(recipe.finetune_steps * recipe.finetune_batch))
+
+        def on_wait() -> None:
+            fractions: Any = ray.get(progress.read.remote())
+            done = sum(shares[name] * fraction for name, fraction in fractions.items())
+            finished = sum(fractions.get(name, 0.0) >= 1 for name in TASK_NAMES)
+            what = (
+                f"fine-tuning, {finished} of {len(TASK_NAMES)} experts"
+                if finished or "" not in fractions or fractions[""] >= 1
+                else "pre-training"
+            )
+            report(what, done / sum(shares.values()))
+
+        get([_pretrain.remote(recipe, suite, progress)], on_wait)
+        get([_task.remote(recipe, suite, name, progress) for name in TASK_NAMES], on_wait)
+        get([_finish.remote(recipe, suite)])
+        ray.kill(progress)
+
+
+class _Progress:
+    """Fractions of the stages, collected from their processes."""
+
+    def __init__(self) -> None:
+        self._fractions: dict[str, float] = {}
+
+    def write(self, stage: str, fraction: float) -> None:
+        self._fractions[stage] = fraction
+
+    def read(self) -> dict[str, float]:
+        return self._fractions
+
+
+def _reporter(progress: Any, stage: str) -> Callable[[int, int], None]:
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            progress.write.remote(stage, done / total)
+
+    return report
+
+
+@ray.remote(num_cpus=1)
+def _pretrain(recipe: DemoRecipe, suite: Suite, progress: Any) -> None:
+    from raymerge.suites.demo.prepare import pretrain_stage
+
+    pretrain_stage(recipe, suite.root, _reporter(progress, ""))
+    ray.get(progress.write.remote("", 1.0))
+
+
+@ray.remote(num_cpus=1)
+def _task(recipe: DemoRecipe, suite: Suite, task: str, progress: Any) -> None:
+    from raymerge.suites.demo.prepare import task_stage
+
+    task_stage(recipe, suite.root, task, _reporter(progress, task))
+    ray.get(progress.write.remote(task, 1.0))
+
+
+@ray.remote(num_cpus=1)
+def _finish(recipe: DemoRecipe, suite: Suite) -> None:
+    from raymerge.suites.demo.prepare import finish
+
+    finish(recipe, suite.root)

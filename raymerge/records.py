@@ -1,0 +1,143 @@
+"""The frozen values that cross layers: cells, trials, shards, scores.
+
+Identity is content: the same trial has the same `trial_id` in every run, on every machine.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["val", "test"]
+Stage = Literal["reference", "calibration", "search", "test"]
+Status = Literal["finished", "pruned", "failed"]
+
+SPLITS: tuple[Split, ...] = ("val", "test")
+
+
+def content_id(value: Any, *, length: int = 16) -> str:
+    """Hex id of a JSON-like value; key order and tuple versus list do not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of Table 1: a method on the first tasks of a backbone."""
+
+    backbone: str
+    tasks: tuple[str, ...]
+    method: str
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    def __str__(self) -> str:
+        return f"{self.backbone}/{self.num_tasks} tasks/{self.method}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where in a cell's search space a trial sits. `params` excludes alpha; values are JSON scalars or tuples."""
+
+    alpha: float
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        # tuples become lists so that a point read back from Parquet has the same content id
+        return {"alpha": self.alpha, **{k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()}}
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Top-1 of one task on one split. Counts are integers, so shards add up in any order."""
+
+    task: str
+    correct: int
+    total: int
+    seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """A shard of one split under one set of weights: images start..stop-1 under theta_0 + alpha * update."""
+
+    backbone: str
+    task: str
+    split: Split
+    start: int
+    stop: int
+    weights_id: str
+    """Equal ids are equal weights, so a worker that has them set need not set them again."""
+    alpha: float
+    update_id: str | None
+    """None: theta_0 itself."""
+    update: Any = None
+    """Whatever the executor's `fetch` turns into the update."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    correct: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: str
+
+
+@dataclass(frozen=True)
+class TaskReference:
+    """What a task's accuracy is divided by (normalized accuracy) and measured from (NAI)."""
+
+    expert_accuracy: float
+    zero_shot_accuracy: float
+    source: str = "measured"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One finished, pruned or failed trial with the score of every task it was evaluated on."""
+
+    trial_id: str
+    cell: Cell
+    point: Point
+    stage: Stage
+    split: Split
+    status: Status
+    scores: tuple[TaskScore, ...] = ()
+    references: Mapping[str, TaskReference] = field(default_factory=dict)
+    generation: int = 0
+    """Which batch of its cell's search suggested it; -1 outside a search."""
+    index: int = 0
+    """Position within the cell's search: the order in which outcomes are told to the sampler."""
+    seconds: float = 0.0
+    """Wall time from submission to the last score."""
+    images: int = 0
+    """Images this trial really put through an encoder; 0 when every score was known already."""
+    device: str = ""
+    error: str | None = None
+    finished_at: float = 0.0
+    """Unix time in seconds."""
+
+    @property
+    def average_accuracy(self) -> float:
+        return _mean([score.accuracy for score in self.scores])
+
+    @property
+    def average_normalized_accuracy(self) -> float:
+        """Mean over tasks of merged / expert accuracy (not the ratio of means)."""
+        return _mean([score.accuracy / self.references[score.task].expert_accuracy for score in self.scores])
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

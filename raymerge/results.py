@@ -1,0 +1,285 @@
+"""Results as Hive-partitioned Parquet: append a trial, read a sweep.
+
+    <output>/evaluations/backbone=../num_tasks=../method=../part-<trial_id>.parquet     one row per task
+             trials/...same.../part-<trial_id>.parquet                                  one row
+             summary/part-0.parquet                                                     one row per cell
+
+A part is named after its trial, so writing a trial twice leaves one copy. The trials part comes last and commits the
+trial: evaluations without it, or from another attempt, do not count.
+"""
+
+import io
+import logging
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from raymerge.errors import RaymergeError, UsageError
+from raymerge.folder import TEMPORARY_SUFFIX, Folder, Location
+from raymerge.output import read_manifest
+from raymerge.records import TrialRecord
+from raymerge.result_schema import EVALUATION_FIELDS, PARTITIONS, TRIAL_FIELDS, RunContext, Schemas, read_record
+from raymerge.summary import SummaryRow, summarise
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ResultsWriter", "RunContext", "load", "read_records", "recover", "unfinished_summary", "write_summary"]
+
+TABLES = ("evaluations", "trials", "summary")
+
+SUMMARY = "summary/part-0.parquet"
+QUARANTINE = "quarantine"
+
+logger = logging.getLogger(__name__)
+
+
+class ResultsWriter:
+    """Appends trials to an output folder. Any thread may append; only one process may hold the folder."""
+
+    def __init__(self, output_dir: Location, context: RunContext):
+        self._folder = Folder.at(output_dir)
+        self._context = context
+        self._schemas = Schemas.declared()
+        self._lock = threading.Lock()
+
+    def append(self, record: TrialRecord) -> None:
+        """Return once the trial is on disk. Appending it again replaces it.
+
+        Raises:
+            RaymergeError: the file system refused; the trial does not count then.
+        """
+        cell = record.cell
+        part = _part(backbone=cell.backbone, num_tasks=cell.num_tasks, method=cell.method, trial_id=record.trial_id)
+        evaluations = self._schemas.evaluations_table(record, self._context)
+        trials = self._schemas.trials_table(record, self._context)
+        with self._lock:
+            try:
+                if evaluations.num_rows:
+                    self._folder.write(f"evaluations/{part}", _parquet(evaluations))
+                else:
+                    self._folder.delete(f"evaluations/{part}")
+                self._folder.write(f"trials/{part}", _parquet(trials))
+            except OSError as error:
+                raise RaymergeError(
+                    f"{self._folder.root}: could not save trial {record.trial_id} of {record.cell} ({error}). "
+                    "Make room there and start the same sweep again; what was saved is kept."
+                ) from error
+
+
+def write_summary(output_dir: Location, rows: Sequence[SummaryRow], context: RunContext | None = None) -> None:
+    """Replace the summary in one step."""
+    table = Schemas.declared().summary_table(rows, context)
+    Folder.at(output_dir).write(SUMMARY, _parquet(table))
+
+
+def read_records(output_dir: Location) -> dict[str, TrialRecord]:
+    """Every committed trial by its id, in the order they finished; {} for a folder without results.
+
+    Changes nothing, so it may run beside a sweep. A part that cannot be read is named in a warning and its trial left
+    out, to be computed again. Times come back rounded to microseconds.
+    """
+    return _Snapshot(Folder.at(output_dir), Schemas.declared(), TRIAL_FIELDS, EVALUATION_FIELDS).records()
+
+
+def recover(output_dir: Location) -> dict[str, TrialRecord]:
+    """`read_records`, and tidy up what a crash left. Only for the process that holds the output folder.
+
+    Temporary files and evaluations of uncommitted trials are deleted. Both parts of a trial are moved to
+    `quarantine/` when one cannot be read or they do not belong together.
+    """
+    folder = Folder.at(output_dir)
+    for table in TABLES:
+        for path in folder.files(table):
+            if _is_temporary(path):
+                folder.delete(path)
+    snapshot = _Snapshot(folder, Schemas.declared())  # every column, so that no damage stays hidden
+    for part in sorted(snapshot.broken):
+        for table in ("evaluations", "trials"):
+            if folder.exists(f"{table}/{part}"):
+                folder.move(f"{table}/{part}", f"{QUARANTINE}/{table}/{part}")
+                logger.warning("%s: moved to %s", folder.full(f"{table}/{part}"), folder.full(QUARANTINE))
+    for part in snapshot.uncommitted:
+        folder.delete(f"evaluations/{part}")
+    return snapshot.records()
+
+
+def load(output_dir: Location, table: str = "evaluations") -> "pandas.DataFrame":
+    """One of the `TABLES` as a pandas frame; rows of uncommitted trials are left out. Accuracies are fractions 0..1.
+
+    Raises:
+        UsageError: no such folder or table, or a sweep has never written there.
+    """
+    if table not in TABLES:
+        raise UsageError(f"no table is called '{table}'. Known: {', '.join(TABLES)}.")
+    folder = Folder.at(output_dir)
+    if not folder.exists():
+        raise UsageError(f"{folder.root}: no such folder. Give the --output of a sweep.")
+    if read_manifest(folder) is None and not folder.exists("trials"):
+        raise UsageError(f"{folder.root}: no results here. Give the --output of a sweep.")
+    if table != "summary":
+        columns: dict[str, Sequence[str]] = {name: () for name in ("trials", "evaluations") if name != table}
+        return _Snapshot(folder, Schemas.declared(), **columns).tables[table].to_pandas()
+    data = folder.read(SUMMARY)
+    if data is None:
+        raise UsageError(f"{folder.root}: no summary yet, its sweep has not finished. Start the same sweep again.")
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{folder.full(SUMMARY)}: is damaged ({error}). Start the same sweep again.") from None
+
+
+def unfinished_summary(output_dir: Location) -> "pandas.DataFrame":
+    """The summary of the trials that are there now, for a sweep that has not written its own; changes nothing.
+
+    A cell that has not been started is absent.
+    """
+    schemas = Schemas.declared()
+    snapshot = _Snapshot(Folder.at(output_dir), schemas, [*TRIAL_FIELDS, "objective"], EVALUATION_FIELDS)
+    records = snapshot.records().values()
+    cells = list(dict.fromkeys(record.cell for record in records if record.stage != "reference"))
+    by_accuracy = snapshot.tables["trials"]["objective"].to_pylist()[:1] == ["accuracy"]
+    objective = "accuracy" if by_accuracy else "normalized_accuracy"
+    return schemas.summary_table(summarise(records, cells, objective), None).to_pandas()
+
+
+class _Snapshot:
+    """Both tables as they are now, and which of their parts count."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        schemas: Schemas,
+        trials: Sequence[str] | None = None,
+        evaluations: Sequence[str] | None = None,
+    ):
+        """Read the named columns of each table (None: all) besides those that tell whether a trial counts."""
+        read_manifest(folder)
+        self._folder = folder
+        # trials first: by then every committed trial has its evaluations, even while a sweep is writing
+        trials_table, unreadable_trials = self._read("trials", schemas.trials, trials)
+        evaluations_table, unreadable_evaluations = self._read("evaluations", schemas.evaluations, evaluations)
+
+        stamps: dict[str, list[tuple[str, int]]] = {}
+        for row in _rows(evaluations_table.select(_STAMP)):
+            stamps.setdefault(row["trial_id"], []).append((row["status"], row["finished_at"]))
+        committed, torn = [], set()
+        for row in _rows(trials_table.select([*_STAMP, "num_scored", *PARTITIONS.names])):
+            expected = [(row["status"], row["finished_at"])] * row["num_scored"]
+            if stamps.pop(row["trial_id"], []) == expected:
+                committed.append(row["trial_id"])
+            elif (part := _part(**_key(row))) not in unreadable_evaluations:
+                torn.add(part)
+        for part in torn:
+            logger.warning("%s: does not fit its evaluations; its trial is left out", folder.full(f"trials/{part}"))
+
+        counts = ds.field("trial_id").isin(pa.array(committed, pa.string()))
+        self.tables = {"trials": trials_table.filter(counts), "evaluations": evaluations_table.filter(counts)}
+        """Rows of committed trials."""
+        self.broken: set[str] = {*unreadable_trials, *unreadable_evaluations, *torn}
+        """Parts, relative to their table, of trials that cannot be trusted."""
+        orphans = evaluations_table.filter(ds.field("trial_id").isin(pa.array(list(stamps), pa.string())))
+        self.uncommitted: set[str] = {_part(**_key(row)) for row in _rows(orphans.select(list(_KEY)))}
+        """Evaluations without a trial that can be read."""
+
+    def records(self) -> dict[str, TrialRecord]:
+        evaluations: dict[str, list[dict[str, Any]]] = {}
+        for row in _rows(self.tables["evaluations"].select(EVALUATION_FIELDS)):
+            evaluations.setdefault(row["trial_id"], []).append(row)
+        trials = _rows(self.tables["trials"].select([*TRIAL_FIELDS, *PARTITIONS.names]))
+        records = [read_record(trial, evaluations.get(trial["trial_id"], [])) for trial in trials]
+        return {r.trial_id: r for r in sorted(records, key=lambda r: (r.finished_at, r.trial_id))}
+
+    def _read(self, name: str, schema: pa.Schema, columns: Sequence[str] | None) -> tuple[pa.Table, set[str]]:
+        """The rows of all parts that can be read, and the others."""
+        if columns is not None:
+            needed = {*_STAMP, "num_scored", *columns}
+            schema = pa.schema([field for field in schema if field.name in needed])
+        schema = pa.schema([*schema, *PARTITIONS])
+        paths = [path for path in self._folder.files(name) if _is_part(path)]
+        try:
+            return self._scan(name, paths, schema), set()
+        except (pa.ArrowException, OSError):
+            damaged = {path: reason for path in paths if (reason := self._damage(name, path, schema))}
+            if not damaged:
+                raise
+        for path, reason in damaged.items():
+            logger.warning("%s: cannot be read (%s); its trial is left out", self._folder.full(path), reason)
+        whole = self._scan(name, [path for path in paths if path not in damaged], schema)
+        return whole, {path.removeprefix(f"{name}/") for path in damaged}
+
+    def _damage(self, name: str, path: str, schema: pa.Schema) -> str | None:
+        self._folder.read(path)  # raises where the medium is at fault: that is no reason to set a part aside
+        try:
+            self._scan(name, [path], schema)
+        except (pa.ArrowException, OSError) as error:
+            return str(error)
+        return None
+
+    def _scan(self, name: str, paths: list[str], schema: pa.Schema) -> pa.Table:
+        if not paths:
+            return schema.empty_table()
+        dataset = ds.dataset(
+            [self._folder.full(path) for path in paths],
+            schema=schema,
+            format=_FORMAT,
+            filesystem=self._folder.filesystem,
+            partitioning=ds.partitioning(PARTITIONS, flavor="hive"),
+            partition_base_dir=self._folder.full(name),
+        )
+        table = dataset.to_table()
+        if table["trial_id"].null_count:
+            raise pa.ArrowInvalid("a row has no trial_id")
+        return table
+
+
+_STAMP = ["trial_id", "status", "finished_at"]
+"""What the two parts of one attempt at a trial have in common."""
+
+_KEY = ("backbone", "num_tasks", "method", "trial_id")
+
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    # a part has a few rows: a dictionary per column would only make it larger and slower to read
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
+    return sink.getvalue()
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Plain dicts; a time is whole microseconds."""
+    if "finished_at" in table.column_names:
+        position = table.column_names.index("finished_at")
+        table = table.set_column(position, "finished_at", table["finished_at"].cast(pa.int64()))
+    columns = [column.to_pylist() for column in table.columns]
+    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _part(*, backbone: str, num_tasks: int, method: str, trial_id: str) -> str:
+    """Path of a trial's part below its table."""
+    quoted = [urllib.parse.quote(text, safe="") for text in (backbone, method)]
+    return f"backbone={quoted[0]}/num_tasks={num_tasks}/method={quoted[1]}/part-{trial_id}.parquet"
+
+
+def _key(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _KEY}
+
+
+def _is_part(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def _is_temporary(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)

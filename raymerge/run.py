@@ -1,0 +1,166 @@
+"""`raymerge sweep`, without the command line: prepare, check, open the output, run, summarise. Prints nothing."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from raymerge.driver import Sweep, reference_cells
+from raymerge.output import open_output
+from raymerge.records import Cell, TrialRecord
+from raymerge.result_schema import RunContext
+from raymerge.results import ResultsWriter, recover, write_summary
+from raymerge.search_space import sweep_cells
+from raymerge.suites import Suite, cache_dir, find_suite
+from raymerge.summary import SummaryRow, summarise
+from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
+
+if TYPE_CHECKING:
+    from raymerge.cluster import Slots
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Who watches a sweep. Called from the thread that runs it; must not block."""
+
+    def stage(self, what: str) -> None:
+        """A new stage begins, e.g. "starting Ray"."""
+        ...
+
+    def preparing(self, what: str, fraction: float) -> None:
+        """How far the preparation of the suite is."""
+        ...
+
+    def sweeping(self, sweep: Sweep, device: str, num_evaluators: int) -> None:
+        """Trials begin; `sweep` knows cells and records."""
+        ...
+
+    def trial(self, record: TrialRecord) -> None:
+        """A trial was saved."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended."""
+
+    rows: Sequence[SummaryRow]
+    interrupted: bool
+
+    @property
+    def num_failed(self) -> int:
+        return sum(row.status == "failed" for row in self.rows)
+
+
+def run_sweep(
+    spec: SweepSpec, output_dir: Path, listener: Listener, *, address: str | None = None, debug: bool = False
+) -> Outcome:
+    """Run a sweep to its end, or to the first signal; continue it if `output_dir` holds a part of it.
+
+    Raises:
+        SweepFileError: the suite lacks a backbone or task that the sweep names.
+        PreflightError: checkpoints, images, output folder or cluster are not fit for it.
+    """
+    suite = find_suite(spec.suite, spec.profile, spec.suite_seed)
+    cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
+    with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
+        listener.stage("starting Ray")
+        from raymerge import cluster, preparation  # ray takes seconds to import
+
+        with cluster.connected(address, debug=debug) as slots:
+            listener.stage("preparing the suite" if not suite.is_prepared else "checking the suite")
+            preparation.prepare_suite(suite, listener.preparing)
+            tasks = {cell.backbone: cell.tasks for cell in reference_cells(suite, cells)}
+            listener.stage("checking checkpoints and images")
+            hashes = cluster.check_suite(suite, tasks)
+            fingerprint = cluster.fingerprint(suite, hashes)
+            output.begin(fingerprint)
+            context = RunContext(
+                sweep=spec.name,
+                spec_hash=spec_hash(spec),
+                suite=suite.name,
+                profile=suite.profile,
+                suite_seed=suite.seed,
+                suite_fingerprint=fingerprint,
+                objective=spec.search.objective,
+                precision=spec.evaluation.precision,
+            )
+            return _run(spec, suite, cells, output_dir, context, hashes, slots, listener)
+
+
+def _run(
+    spec: SweepSpec,
+    suite: Suite,
+    cells: Sequence[Cell],
+    output_dir: Path,
+    context: RunContext,
+    hashes: dict[Path, str],
+    slots: "Slots",
+    listener: Listener,
+) -> Outcome:
+    from raymerge import cluster, tuning
+    from raymerge.merge_jobs import MergeJobs
+
+    writer = ResultsWriter(output_dir, context)
+
+    def on_record(record: TrialRecord) -> None:
+        writer.append(record)
+        listener.trial(record)
+
+    def summary() -> list[SummaryRow]:
+        rows = summarise(sweep.records.values(), cells, spec.search.objective)
+        write_summary(output_dir, rows, context)
+        return rows
+
+    sweep = Sweep(spec, suite, cells, finished=recover(output_dir), on_record=on_record)
+    if sweep.done:
+        return Outcome(summary(), interrupted=False)
+    listener.stage("starting evaluators")
+    num = cluster.num_evaluators(spec.resources, slots)
+    backbones = list(dict.fromkeys(cell.backbone for cell in cells))
+    evaluators, sweep.device = cluster.start_evaluators(suite, spec.evaluation, spec.resources, num, backbones)
+    dispatcher = cluster.start_dispatcher(evaluators, backbones)
+    merges = MergeJobs(
+        suite,
+        hashes,
+        cache_dir() / "merges",
+        max_parallel=slots.merges,
+        publish=lambda merge_id, shards: dispatcher.publish.remote(merge_id, shards),
+    )
+    listener.sweeping(sweep, sweep.device, num)
+    smallest = min(cell.num_tasks for cell in cells)
+    with _stop_on_signal() as stopping:
+        try:
+            # enough trials that evaluators find shards while one trial ends and the next begins
+            tuning.run_tune(sweep, merges, dispatcher, max_trials=2 + 2 * num // smallest, stopping=stopping)
+        finally:
+            merges.close()
+        return Outcome(summary(), interrupted=not sweep.done)
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a question that answers True; the second ends the process at once.
+
+    Every finished trial is on disk the moment it finishes, so nothing is lost either way.
+    """
+    received = threading.Event()
+
+    def handle(signum: int, frame: Any) -> None:
+        if received.is_set():
+            os._exit(130)
+        received.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received.is_set
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

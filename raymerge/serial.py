@@ -1,0 +1,75 @@
+"""SerialExecutor: a whole sweep in this process, with readable tracebacks and the same results as on a cluster."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raymerge.driver import Sweep
+from raymerge.errors import RaymergeError
+from raymerge.merge_request import Merge, group_merges, request_for
+from raymerge.merging import merge_shard, read_statistics, shards_of
+from raymerge.records import EvalJob, Failed, TaskScore
+from raymerge.shards import jobs_of
+from raymerge.worker import EvalWorker, WorkerSetup
+
+
+class SerialExecutor:
+    """Runs the trials of a sweep one after another."""
+
+    def __init__(self, setup: WorkerSetup):
+        self._setup = setup
+        self._updates: dict[str, Sequence[Mapping[str, np.ndarray]]] = {}
+        self._worker = EvalWorker(setup, fetch=lambda update: update)
+
+    def run(self, sweep: Sweep) -> None:
+        while not sweep.done:
+            self._merge(sweep)
+            trial = sweep.next_trial()
+            if trial is None:
+                assert sweep.done, "nothing to run, nothing running, and not done"
+                return
+            trial_id = trial.trial_id
+            for task in sweep.missing_tasks(trial_id):
+                jobs = list(jobs_of(trial, [task], self._setup.suite, self._setup.settings))
+                outcome = self._score(task, jobs)
+                if isinstance(outcome, Failed):
+                    sweep.fail(trial_id, outcome.error)
+                    break
+                if not sweep.report(trial_id, [outcome]):
+                    sweep.complete(trial_id)
+                    break
+            else:
+                sweep.complete(trial_id)
+
+    def _score(self, task: str, jobs: Sequence[EvalJob]) -> TaskScore | Failed:
+        correct, total, seconds = 0, 0, 0.0
+        for job in jobs:
+            update = self._updates[job.update_id] if job.update_id else None
+            outcome = self._worker.run(EvalJob(**{**vars(job), "update": update}))
+            if isinstance(outcome, Failed):
+                return outcome
+            correct, total, seconds = correct + outcome.correct, total + outcome.total, seconds + outcome.seconds
+        return TaskScore(task, correct, total, seconds)
+
+    def _merge(self, sweep: Sweep) -> None:
+        wanted = [merge for merge in sweep.wanted_merges() if merge.merge_id not in self._updates]
+        for group in group_merges(wanted, self._setup.suite):
+            try:
+                updates = self._compute(group)
+            except RaymergeError as error:
+                for merge in group:
+                    sweep.fail_merge(merge.merge_id, str(error))
+                continue
+            for merge, update in zip(group, updates, strict=True):
+                self._updates[merge.merge_id] = [{name: value.numpy() for name, value in update.items()}]
+        for merge_id in sweep.unneeded_merges(list(self._updates)):
+            del self._updates[merge_id]
+
+    def _compute(self, group: Sequence[Merge]) -> list[dict]:
+        request = request_for(self._setup.suite, group)
+        statistics = read_statistics(request)
+        updates: list[dict] = [{} for _ in group]
+        for names in shards_of(request):
+            for update, part in zip(updates, merge_shard(request, names, statistics), strict=True):
+                update |= part
+        return updates

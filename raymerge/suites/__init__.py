@@ -1,0 +1,118 @@
+"""A suite: backbones and tasks, and where their checkpoints, heads and images are. No torch here.
+
+On disk a suite has the published layout, plus `suite.json` and the image cache:
+
+    <root>/suite.json                                        written last: its presence means complete
+    <root>/<backbone>/<Task>Val/nonlinear_finetuned.pt
+    <root>/<backbone>/<Task>Val/nonlinear_zeroshot.pt        at least one
+    <root>/<backbone>/head_<Task>Val.pt
+    <root>/images/<Task>/{val,test}.arrow
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from raymerge.errors import SuiteError, did_you_mean
+from raymerge.records import Split
+
+SUITES = ("demo",)
+SUITE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset with its classes, in the order of the head's rows, and the size of its splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: Mapping[Split, int]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An image encoder: where its zero-shot weights are and how its input is normalised."""
+
+    name: str
+    zero_shot: str
+    """File of the zero-shot weights, relative to the suite's root."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    profile: str
+    seed: int
+    root: Path
+    backbones: Mapping[str, Backbone]
+    tasks: tuple[Task, ...]
+
+    def task(self, name: str) -> Task:
+        return next(task for task in self.tasks if task.name == name)
+
+    def zero_shot_path(self, backbone: str) -> Path:
+        return self.root / self.backbones[backbone].zero_shot
+
+    def expert_path(self, backbone: str, task: str) -> Path:
+        return self.root / backbone / f"{task}Val" / "nonlinear_finetuned.pt"
+
+    def head_path(self, backbone: str, task: str) -> Path:
+        return self.root / backbone / f"head_{task}Val.pt"
+
+    def images_path(self, task: str, split: Split) -> Path:
+        return self.root / "images" / task / f"{split}.arrow"
+
+    @property
+    def is_prepared(self) -> bool:
+        return (self.root / "suite.json").is_file()
+
+
+def cache_dir() -> Path:
+    """Where prepared suites and merges are kept: $RAYMERGE_HOME, or the platform's cache directory."""
+    home = os.environ.get("RAYMERGE_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("raymerge"))
+
+
+def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:
+    """The suite called `name`, which need not be prepared yet.
+
+    Raises:
+        SuiteError: unknown suite or profile.
+    """
+    if name != "demo":
+        raise SuiteError(f"unknown suite '{name}'. {did_you_mean(name, SUITES)}")
+    from raymerge.suites.demo import recipe as demo
+
+    profile = profile or "full"
+    if profile not in demo.VARIANTS:
+        raise SuiteError(f"suite 'demo' has no profile '{profile}'. {did_you_mean(profile, demo.VARIANTS)}")
+    recipe = demo.make_recipe(profile, seed)
+    root = cache_dir() / "suites" / f"demo-{profile}-seed{seed}-{demo.content_address(recipe)}"
+    return suite_from_json(demo.describe(recipe), root)
+
+
+def suite_from_json(value: Mapping[str, Any], root: Path) -> Suite:
+    """Build a Suite from the content of `suite.json`."""
+    if value.get("format") != SUITE_FORMAT:
+        raise SuiteError(f"{root / 'suite.json'}: format is {value.get('format')!r}, expected {SUITE_FORMAT}.")
+    backbones = {
+        name: Backbone(name=name, zero_shot=b["zero_shot"], mean=tuple(b["mean"]), std=tuple(b["std"]))
+        for name, b in value["backbones"].items()
+    }
+    tasks = tuple(Task(name=t["name"], classes=tuple(t["classes"]), images=t["images"]) for t in value["tasks"])
+    return Suite(value["name"], value["profile"], value["seed"], root, backbones, tasks)
+
+
+def write_suite_json(root: Path, value: Mapping[str, Any]) -> None:
+    """Mark the suite under `root` as complete."""
+    path = root / "suite.json"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

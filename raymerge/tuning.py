@@ -1,0 +1,243 @@
+"""The sweep as one Ray Tune experiment: Tune asks the driver for trials, runs them in reused actors, reports back.
+
+A trial actor is a thin coordinator: it submits the shards of its trial to the dispatcher and reports scores as they
+come in. It holds no model and must not import torch, whose import alone would cost more than ten trials.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raymerge.dispatcher import Progress
+from raymerge.driver import Sweep, Trial
+from raymerge.merge_jobs import MergeJobs
+from raymerge.records import TaskScore
+from raymerge.shards import jobs_of
+
+logger = logging.getLogger(__name__)
+
+
+class TrialCoordinator(tune.Trainable):
+    """Waits for the scores of one trial at a time; the actor is reused by `reset_config`."""
+
+    def setup(self, config: dict[str, Any], dispatcher: Any = None) -> None:
+        self._dispatcher = dispatcher
+        self._trial_id = config["trial_id"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._trial_id = new_config["trial_id"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        progress: Progress = ray.get(self._dispatcher.progress.remote(self._trial_id))  # type: ignore[assignment]
+        return {
+            "num_scored": progress.num_scored,
+            "scores": [asdict(score) for score in progress.scores],
+            "trial_error": progress.error,
+            "done": progress.done,
+        }
+
+
+class SweepSearcher(Searcher):
+    """Tune's view of the driver: what to run next. The search itself is OptunaSearch, one per cell (search.py)."""
+
+    def __init__(self, bridge: "_Bridge"):
+        super().__init__(metric="num_scored", mode="max")
+        self._bridge = bridge
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return self._bridge.suggest(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._bridge.complete(trial_id, result or {}, crashed=error)
+
+    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    # Tune's own experiment state is disposable: a sweep resumes from its Parquet
+    def save(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None: ...
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None: ...
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+
+class SweepScheduler(FIFOScheduler):
+    """Tells the driver every score, and stops the trials that it calls hopeless."""
+
+    def __init__(self, bridge: "_Bridge"):
+        super().__init__()
+        self._bridge = bridge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return TrialScheduler.CONTINUE if self._bridge.report(trial.trial_id, result) else TrialScheduler.STOP
+
+
+class _Bridge:
+    """Between Tune's trial ids and the driver's.
+
+    Tune reuses a trial's process only for a trial that waits for one, and keeps a single idle process. A waiting trial
+    takes a free process away from under the one that was being started for it, which is then ended. So, lest Tune
+    start and end processes all the time: trials are handed out before they can run, and wait in their processes; no
+    trial ends before all processes have started (`Dispatcher.open_gate`); and once there are too few trials for all
+    processes, the number that runs at once never grows again.
+    """
+
+    def __init__(self, sweep: Sweep, merges: MergeJobs, dispatcher: Any, max_trials: int, stopping: Callable[[], bool]):
+        self.error: Exception | None = None
+        """What went wrong in the driver. Raised inside Tune it would come back as a traceback in a string."""
+        self._sweep = sweep
+        self._merges = merges
+        self._dispatcher = dispatcher
+        self._capacity = max_trials
+        self._asked_to_stop = stopping
+        self._trial_ids: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
+        self._waiting: list[Trial] = []
+        """Trials that were handed out before they could run."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its configuration for a `Tuner.restore` that nobody calls
+
+    def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
+        """The configuration of a new Tune trial, None to be asked again, or FINISHED."""
+        try:
+            if self._stopping():
+                self._dispatcher.forget.remote(list(self._trial_ids.values()))
+                return Searcher.FINISHED
+            return self._suggest(tune_id)
+        except Exception as error:
+            self.error = error
+            return Searcher.FINISHED
+
+    def report(self, tune_id: str, result: dict[str, Any]) -> bool:
+        """Whether the trial should go on."""
+        trial_id = self._trial_ids.get(tune_id)
+        if trial_id is None or self._stopping():
+            return False
+        if error := result.get("trial_error"):
+            self._errors[tune_id] = error
+            return True  # it says itself that it is done
+        return self._sweep.report(trial_id, [TaskScore(**score) for score in result["scores"]])
+
+    def complete(self, tune_id: str, result: dict[str, Any], *, crashed: bool) -> None:
+        """Take the last scores of a trial, which Tune does not show to the scheduler, and close it."""
+        trial_id = self._trial_ids.get(tune_id)
+        if trial_id is None or self._stopping():
+            return
+        try:
+            if not crashed:
+                self.report(tune_id, result)
+            del self._trial_ids[tune_id]
+            self._dispatcher.forget.remote([trial_id])
+            message = self._errors.pop(tune_id, "the process that coordinated the trial died" if crashed else None)
+            if message:
+                self._sweep.fail(trial_id, message)
+            else:
+                self._sweep.complete(trial_id)
+            self._waiting = [trial for trial in self._waiting if trial.trial_id != trial_id]
+            if unneeded := self._sweep.unneeded_merges(self._merges.held()):
+                self._merges.release(unneeded)
+                self._dispatcher.release.remote(unneeded)
+        except Exception as error:
+            self.error = error
+
+    def _stopping(self) -> bool:
+        return self.error is not None or self._asked_to_stop()
+
+    def _suggest(self, tune_id: str) -> dict[str, Any] | str | None:
+        for merge_id, error in self._merges.take_failures().items():
+            self._sweep.fail_merge(merge_id, error)
+        self._submit_ready()
+        if self._sweep.done:
+            return Searcher.FINISHED
+        self._merges.want(self._sweep.wanted_merges())
+        trial = None
+        if len(self._trial_ids) < self._capacity:
+            trial = self._sweep.next_trial(self._merges.is_merged)
+        if trial is None:
+            self._capacity = max(1, min(self._capacity, len(self._trial_ids) + 1))
+            self._dispatcher.open_gate.remote(len(self._trial_ids))
+            return None
+        self._trial_ids[tune_id] = trial.trial_id
+        self._dispatcher.expect.remote(trial.trial_id)
+        self._waiting.append(trial)
+        self._submit_ready()
+        return {"trial_id": trial.trial_id}
+
+    def _submit_ready(self) -> None:
+        """Queue the trials whose merges and references are there now.
+
+        From here, and not from the coordinators, so that evaluators never wait for Tune to start a trial.
+        """
+        for trial in list(self._waiting):
+            if error := self._sweep.reason_to_fail(trial):
+                self._dispatcher.fail.remote(trial.trial_id, error)
+            elif self._sweep.may_run(trial, self._merges.is_merged):
+                missing = self._sweep.missing_tasks(trial.trial_id)
+                jobs = jobs_of(trial, missing, self._sweep.suite, self._sweep.spec.evaluation)
+                self._dispatcher.submit.remote(trial.trial_id, list(jobs))
+            else:
+                continue
+            self._waiting.remove(trial)
+
+
+def run_tune(
+    sweep: Sweep, merges: MergeJobs, dispatcher: Any, *, max_trials: int, stopping: Callable[[], bool]
+) -> None:
+    """Run the sweep to its end, or until `stopping` says so.
+
+    Args:
+        dispatcher: handle of a started Dispatcher actor.
+        max_trials: how many run at once; each is a process of its own on some node.
+    """
+    bridge = _Bridge(sweep, merges, dispatcher, max_trials, stopping)
+    with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, _quiet_tune():
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), {"memory": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=SweepSearcher(bridge),
+                scheduler=SweepScheduler(bridge),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+    if bridge.error is not None:
+        raise bridge.error
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    settings = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three files per trial, and half of its cost
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep handles signals itself
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+        "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

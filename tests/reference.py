@@ -1,0 +1,94 @@
+"""The published algorithms once more, for tests: float64, whole vectors in memory, full SVDs, nothing shared.
+
+Written from the papers and kept apart from `raymerge`, of which nothing is imported. Task vectors come as a tensor
+(tasks, rows, cols) for the SVD methods and (tasks, N) for the flat-vector methods.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def iso_c(deltas: Tensor) -> Tensor:
+    u, s, v = np.linalg.svd(_numpy(deltas).sum(axis=0), full_matrices=False)
+    return torch.from_numpy(u @ np.diag(np.full(len(s), s.mean())) @ v)
+
+
+def iso_cts_sizes(r: int, num_tasks: int, fraction: float) -> tuple[int, int]:
+    """Size of the common and of one task-specific subspace."""
+    specific = round((r - int(r * fraction)) / num_tasks) * num_tasks
+    specific = min(specific, math.floor(r / num_tasks) * num_tasks)
+    return r - specific, specific // num_tasks
+
+
+def iso_cts(deltas: Tensor, fraction: float) -> Tensor:
+    deltas_ = _numpy(deltas)
+    num_tasks, rows, cols = deltas_.shape
+    r = min(rows, cols)
+    k, per_task = iso_cts_sizes(r, num_tasks, fraction)
+    u, s, v = np.linalg.svd(deltas_.sum(axis=0), full_matrices=False)
+    left, sigma, right = np.zeros((rows, r)), np.zeros(r), np.zeros((r, cols))
+    for t in range(num_tasks):
+        rest = deltas_[t] - u[:, :k] @ u[:, :k].T @ deltas_[t]
+        ut, st, vt = np.linalg.svd(rest, full_matrices=False)
+        at = slice(t * per_task, (t + 1) * per_task)
+        left[:, at], sigma[at], right[at] = ut[:, :per_task], st[:per_task], vt[:per_task]
+    left[:, r - k :], sigma[r - k :], right[r - k :] = u[:, :k], s[:k], v[:k]
+    return torch.from_numpy(sigma.mean() * _polar(left) @ _polar(right))
+
+
+def tsv_m(deltas: Tensor) -> Tensor:
+    deltas_ = _numpy(deltas)
+    num_tasks, rows, cols = deltas_.shape
+    r = min(rows, cols)
+    per_task = int(r / num_tasks)
+    left, sigma, right = np.zeros((rows, r)), np.zeros(r), np.zeros((r, cols))
+    for t in range(num_tasks):
+        ut, st, vt = np.linalg.svd(deltas_[t], full_matrices=False)
+        at = slice(t * per_task, (t + 1) * per_task)
+        left[:, at], sigma[at], right[at] = ut[:, :per_task], st[:per_task], vt[:per_task]
+    return torch.from_numpy(_polar(left) @ np.diag(sigma) @ _polar(right))
+
+
+def ties(flat: Tensor, keep: float) -> Tensor:
+    num_tasks, n = flat.shape
+    trimmed = flat.clone()
+    if keep < 1:
+        for t in range(num_tasks):
+            threshold = flat[t].abs().kthvalue(n - int(n * keep)).values
+            trimmed[t][flat[t].abs() < threshold] = 0
+    elected = trimmed.double().sum(dim=0).sign()
+    elected[elected == 0] = elected.sum().sign()
+    merged = torch.zeros(n, dtype=torch.float64)
+    for i in range(n):
+        column = [float(value) for value in trimmed[:, i]]
+        kept = [value for value in column if (value > 0 if elected[i] > 0 else value < 0)]
+        merged[i] = sum(kept) / max(len(kept), 1)
+    return merged
+
+
+def tall_masks(zero_shot: Tensor, experts: Tensor, mask_lambda: list[float]) -> Tensor:
+    """From the weights themselves, as published. (tasks, ...) of bool."""
+    multi_task = (experts - zero_shot).sum(dim=0)
+    return torch.stack(
+        [
+            (zero_shot - expert).abs() > lam * (zero_shot + multi_task - expert).abs()
+            for expert, lam in zip(experts, mask_lambda, strict=True)
+        ]
+    )
+
+
+def consensus_ta(zero_shot: Tensor, experts: Tensor, mask_lambda: list[float], min_tasks: int) -> Tensor:
+    agreement = tall_masks(zero_shot, experts, mask_lambda).sum(dim=0)
+    return (experts - zero_shot).sum(dim=0) * (agreement >= min_tasks)
+
+
+def _polar(matrix: np.ndarray) -> np.ndarray:
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.double().numpy()

@@ -1,3 +1,6 @@
+"""`python -m raymerge`."""
+
 from raymerge.cli import run
 
-run()
+if __name__ == "__main__":
+    run()

@@ -103,8 +103,8 @@ def _load_state_dict(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load_without_code(path: Path, allowed: Sequence[Any]) -> Any:
-    is_zip = zipfile.is_zipfile(path)  # only torch's zip format can be mapped
     try:
+        is_zip = zipfile.is_zipfile(path)  # only torch's zip format can be mapped
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -115,7 +115,7 @@ def _load_without_code(path: Path, allowed: Sequence[Any]) -> Any:
                 "Convert it to safetensors where you trust it."
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({type(error).__name__}).") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle is a random program: it fails with whatever error it likes
         raise CheckpointError(f"{path}: truncated or not a checkpoint ({_reason(error)}). Fetch it again.") from None
 
 
@@ -204,7 +204,7 @@ def load_head(
     if not isinstance(head, _HeadState):
         raise CheckpointError(f"{path}: holds {type(head).__name__}, expected a pickled {HEAD_CLASS}.")
     weight, bias = head.parameters.get("weight"), head.parameters.get("bias")
-    if weight is None or bias is None or head.normalize is not True:
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or head.normalize is not True:
         raise CheckpointError(f"{path}: not a head with weight, bias and normalize=True. Fetch it again.")
     weight, bias = weight.detach().float(), bias.detach().float()
     if weight.shape != (num_classes, embed_dim) or bias.shape != (num_classes,):

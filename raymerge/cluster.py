@@ -35,6 +35,8 @@ class Slots:
 
     cpus: int
     merges: int
+    per_core: int = 1
+    """Logical CPUs that stand for one core."""
 
 
 @contextmanager
@@ -53,6 +55,8 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     for name, value in (QUIET if address else {**QUIET, **LOCAL}).items():
         os.environ.setdefault(name, value)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not debug:
+        logging.getLogger("ray").setLevel(logging.ERROR)
     level = logging.INFO if debug else logging.CRITICAL
     try:
         if address is None:
@@ -73,7 +77,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         ) from None
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))
-        yield Slots(cpus, merges=cores if address is None else max(1, cpus // 8))
+        yield Slots(cpus, cores, per_core=2) if address is None else Slots(cpus, max(1, cpus // 8))
     finally:
         ray.shutdown()
 

@@ -73,7 +73,8 @@ class Dispatcher:
         self._backbones = list(backbones)
         self._queue: asyncio.PriorityQueue[_Entry] = asyncio.PriorityQueue()
         self._tickets: dict[str, _Ticket] = {}
-        self._updates: dict[str, list[Any]] = {}
+        self._forgotten: set[str] = set()
+        self._updates: dict[str, asyncio.Future[list[Any]]] = {}
         self._num_submitted = 0
         self._images = 0
         self._busy_s = [0.0] * len(self._evaluators)
@@ -88,33 +89,31 @@ class Dispatcher:
         """Begin to serve: one coroutine per evaluator."""
         self._servers = [asyncio.create_task(self._serve(i)) for i in range(len(self._evaluators))]
 
+    # Calls of an async actor may begin in another order than they were made in. So none of these may rely on an
+    # earlier one: a ticket is opened by whoever comes first, and a shard waits for its update.
+
     async def publish(self, update_id: str, shards: Sequence[Any]) -> None:
         """Make a merged update known: references to its shards, owned by a process that outlives the sweep."""
-        self._updates[update_id] = list(shards)
+        self._update(update_id).set_result(list(shards))
 
     async def release(self, update_ids: Sequence[str]) -> None:
         for update_id in update_ids:
             self._updates.pop(update_id, None)
 
-    async def expect(self, trial_id: str) -> None:
-        """Announce a trial, so that its progress can be waited for before its shards are known."""
-        self._tickets[trial_id] = _Ticket()
-
     async def submit(self, trial_id: str, jobs: Sequence[EvalJob]) -> None:
-        """Queue the shards of an expected trial, in order."""
-        ticket = self._tickets.get(trial_id)
-        if ticket is None:  # forgotten meanwhile
+        """Queue the shards of a trial, in order."""
+        ticket = self._ticket(trial_id)
+        if ticket is None:
             return
         self._started = self._started or time.monotonic()
         self._num_submitted += 1
-        ticket.remaining = {}
         for rank, job in enumerate(jobs):
             ticket.remaining[job.task] = ticket.remaining.get(job.task, 0) + 1
             self._queue.put_nowait(_Entry(self._num_submitted, rank, trial_id, job))
 
     async def fail(self, trial_id: str, error: str) -> None:
-        """End an expected trial that cannot be run."""
-        if ticket := self._tickets.get(trial_id):
+        """End a trial that cannot be run."""
+        if ticket := self._ticket(trial_id):
             self._fail(ticket, error)
 
     async def open_gate(self, num_expected: int) -> None:
@@ -132,8 +131,8 @@ class Dispatcher:
         self._waited_for.add(trial_id)
         self._check_gate()
         await self._gate.wait()
-        ticket = self._tickets.get(trial_id)
-        if ticket is None:  # forgotten meanwhile: it was stopped
+        ticket = self._ticket(trial_id)
+        if ticket is None:
             return Progress([], 0, True)
         while not ticket.fresh and ticket.error is None:
             ticket.changed.clear()
@@ -146,9 +145,20 @@ class Dispatcher:
     async def forget(self, trial_ids: Sequence[str]) -> None:
         """Drop what is left of some trials."""
         for trial_id in trial_ids:
-            self._waited_for.discard(trial_id)
+            self._forgotten.add(trial_id)
             if ticket := self._tickets.pop(trial_id, None):
                 self._fail(ticket, "stopped")  # wakes up who waits for it
+
+    def _ticket(self, trial_id: str) -> _Ticket | None:
+        """The ticket of a trial, a new one if need be; None when it was forgotten, because the trial has ended."""
+        if trial_id in self._forgotten:
+            return None
+        return self._tickets.setdefault(trial_id, _Ticket())
+
+    def _update(self, update_id: str) -> asyncio.Future[list[Any]]:
+        if update_id not in self._updates:
+            self._updates[update_id] = asyncio.get_running_loop().create_future()
+        return self._updates[update_id]
 
     async def stats(self) -> DispatcherStats:
         wall_s = time.monotonic() - self._started if self._started else 0.0
@@ -162,17 +172,17 @@ class Dispatcher:
             if entry.trial_id not in self._tickets:  # stopped early
                 continue
             job = entry.job
-            if job.update_id is not None:
-                job = replace(job, update=self._updates[job.update_id])
             started = time.monotonic()
             try:
+                if job.update_id is not None:
+                    job = replace(job, update=await self._update(job.update_id))
                 outcome = await self._evaluators[index].run.remote(job)
             except RayActorError as error:
                 self._requeue(entry, error)
                 alive = await self._restarted(index)
                 continue
-            except RayError as error:  # a bug in the evaluator: the trial fails, the sweep goes on
-                outcome = Failed(f"{job.backbone}/{job.task} ({job.split}): {_reason(error)}")
+            except Exception as error:  # a bug: the trial fails, the sweep goes on
+                outcome = Failed(f"{job.backbone}/{job.task} ({job.split}): {type(error).__name__}: {_reason(error)}")
             self._busy_s[index] += time.monotonic() - started
             self._take(entry, outcome)
         self._num_serving -= 1

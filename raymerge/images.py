@@ -55,8 +55,7 @@ def write_images(path: Path, images: UInt8[Tensor, "images height width 3"], lab
     height, width = images.shape[1:3]
     if len(images) != len(labels):
         raise DataError(f"{path}: {len(images)} images but {len(labels)} labels.")
-    pixel_list = pa.list_(pa.uint8(), height * width * 3)
-    schema = pa.schema([("image", pixel_list), ("label", pa.int64())], {"height": str(height), "width": str(width)})
+    schema = _schema(height, width)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -66,6 +65,11 @@ def write_images(path: Path, images: UInt8[Tensor, "images height width 3"], lab
             rows = [column, pa.array(labels[start : start + ROWS_PER_BATCH].numpy())]
             writer.write_batch(pa.record_batch(rows, schema=schema))
     temporary.replace(path)
+
+
+def _schema(height: int, width: int) -> pa.Schema:
+    pixels = pa.list_(pa.uint8(), height * width * 3)
+    return pa.schema([("image", pixels), ("label", pa.int64())], {"height": str(height), "width": str(width)})
 
 
 def open_images(path: Path) -> ImageSplit:
@@ -78,6 +82,8 @@ def open_images(path: Path) -> ImageSplit:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         metadata = reader.schema.metadata or {}
         size = int(metadata[b"height"]), int(metadata[b"width"])
+        if not reader.schema.equals(_schema(*size)):
+            raise ValueError(f"its columns are {reader.schema.names} of other types or sizes than expected")
         batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
     except FileNotFoundError:
         raise DataError(f"{path}: no such image file. Delete its suite folder and prepare the suite again.") from None

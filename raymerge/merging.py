@@ -4,6 +4,7 @@ An update is what alpha multiplies: theta = theta_0 + alpha * update. Tensors th
 it, their update being exactly zero. At most one tensor of every checkpoint is in memory at a time.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 from raymerge import __version__
 from raymerge.checkpoints import Checkpoint, file_sha256, open_checkpoint
 from raymerge.errors import MergeInputError
+from raymerge.linalg import check_task_tensors
 from raymerge.merge_request import MergeRequest, Output
 from raymerge.methods import METHODS
 from raymerge.methods._method import Method
@@ -59,16 +61,29 @@ def shards_of(request: MergeRequest) -> list[list[str]]:
 
 
 def read_statistics(request: MergeRequest) -> list[Any]:
-    """What a flat-vector method must know of the whole task vectors, one entry per output; None when nothing."""
+    """What a flat-vector method must know of the whole task vectors, one entry per output; None when nothing.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        MergeInputError: a setting is out of range, or a task vector is not finite, naming the tensor.
+    """
     method = METHODS[request.method]
     if method.statistic is None:
         return [None] * len(request.outputs)
     zero_shot, experts = _open(request)
+    place = ""
 
     def passes() -> Iterator[Tensor]:
-        return (_task_tensors(name, zero_shot, experts) for name in zero_shot.names)
+        nonlocal place
+        for name in zero_shot.names:
+            place = f"'{name}', "
+            yield _task_tensors(name, zero_shot, experts)
+        place = ""
 
-    return [method.statistic(passes, **output.setting) for output in request.outputs]
+    try:
+        return [method.statistic(passes, **output.setting) for output in request.outputs]
+    except MergeInputError as error:
+        raise MergeInputError(f"{place}merged by {request.method}: {error}") from None
 
 
 def merge_shard(request: MergeRequest, names: Sequence[str], statistics: Sequence[Any]) -> list[Update]:
@@ -110,6 +125,7 @@ def _merge_tensor(
             assert method.task_update is not None, f"{method.name} has no update per task"
             yield method.task_update(task_tensors, output.task, **output.setting, **extra)
         elif averaged:
+            check_task_tensors(task_tensors)
             yield task_tensors.mean(dim=0)
         else:
             assert method.merge is not None, f"{method.name} does not merge"
@@ -199,5 +215,6 @@ def _write_cached(path: Path, update: Update) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file({name: value.contiguous() for name, value in update.items()}, temporary)
         temporary.replace(path)
-    except OSError:  # a full disk costs the cache, not the sweep
-        temporary.unlink(missing_ok=True)
+    except (safetensors.SafetensorError, OSError):  # a full disk costs the cache, not the sweep
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

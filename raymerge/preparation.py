@@ -7,7 +7,7 @@ from typing import Any
 import filelock
 import ray
 
-from raymerge.cluster import get
+from raymerge.cluster import Slots, get
 from raymerge.suites import Suite
 from raymerge.suites.demo.recipe import TASK_NAMES, DemoRecipe, make_recipe
 
@@ -15,7 +15,7 @@ Report = Callable[[str, float], None]
 """Told what is being done and which fraction of the whole preparation is behind it."""
 
 
-def prepare_suite(suite: Suite, report: Report) -> None:
+def prepare_suite(suite: Suite, slots: Slots, report: Report) -> None:
     """Write the suite to its folder, or do nothing when it is there.
 
     A preparation that was interrupted continues with the files that are missing. Two at once wait for each other.
@@ -38,15 +38,15 @@ def prepare_suite(suite: Suite, report: Report) -> None:
             fractions: Any = ray.get(progress.read.remote())
             done = sum(shares[name] * fraction for name, fraction in fractions.items())
             finished = sum(fractions.get(name, 0.0) >= 1 for name in TASK_NAMES)
-            what = (
-                f"fine-tuning, {finished} of {len(TASK_NAMES)} experts"
-                if finished or "" not in fractions or fractions[""] >= 1
-                else "pre-training"
-            )
+            if fractions.get("", 0.0) < 1:
+                what = "pre-training the demo's CLIP"
+            else:
+                what = f"fine-tuning experts, {finished} of {len(TASK_NAMES)} done"
             report(what, done / sum(shares.values()))
 
-        get([_pretrain.remote(recipe, suite, progress)], on_wait)
-        get([_task.remote(recipe, suite, name, progress) for name in TASK_NAMES], on_wait)
+        task = _task.options(num_cpus=slots.per_core)
+        get([_pretrain.options(num_cpus=slots.per_core).remote(recipe, suite, progress)], on_wait)
+        get([task.remote(recipe, suite, name, progress) for name in TASK_NAMES], on_wait)
         get([_finish.remote(recipe, suite)])
         ray.kill(progress)
 
@@ -76,7 +76,7 @@ def _reporter(progress: Any, stage: str) -> Callable[[int, int], None]:
     return report
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _pretrain(recipe: DemoRecipe, suite: Suite, progress: Any) -> None:
     from raymerge.suites.demo.prepare import pretrain_stage
 
@@ -84,7 +84,7 @@ def _pretrain(recipe: DemoRecipe, suite: Suite, progress: Any) -> None:
     ray.get(progress.write.remote("", 1.0))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _task(recipe: DemoRecipe, suite: Suite, task: str, progress: Any) -> None:
     from raymerge.suites.demo.prepare import task_stage
 

@@ -72,8 +72,9 @@ def run_sweep(
         from raymerge import cluster, preparation  # ray takes seconds to import
 
         with cluster.connected(address, debug=debug) as slots:
-            listener.stage("preparing the suite" if not suite.is_prepared else "checking the suite")
-            preparation.prepare_suite(suite, listener.preparing)
+            if not suite.is_prepared:
+                listener.stage("preparing the suite")
+            preparation.prepare_suite(suite, slots, listener.preparing)
             tasks = {cell.backbone: cell.tasks for cell in reference_cells(suite, cells)}
             listener.stage("checking checkpoints and images")
             hashes = cluster.check_suite(suite, tasks)

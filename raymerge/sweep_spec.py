@@ -106,8 +106,8 @@ class SearchSettings(Section):
     batch: int = Field(
         default=4,
         ge=1,
-        description="Suggestions asked for before any outcome of that batch is told (tpe, grid). Fixed, so that the results "
-        "do not depend on the number of evaluators.",
+        description="Suggestions asked for before any outcome of that batch is told (tpe, grid). Fixed, so that "
+        "results do not depend on the number of evaluators.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the sampler (tpe).")
     objective: Literal["normalized_accuracy", "accuracy"] = Field(

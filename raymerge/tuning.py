@@ -169,7 +169,6 @@ class _Bridge:
             self._dispatcher.open_gate.remote(len(self._trial_ids))
             return None
         self._trial_ids[tune_id] = trial.trial_id
-        self._dispatcher.expect.remote(trial.trial_id)
         self._waiting.append(trial)
         self._submit_ready()
         return {"trial_id": trial.trial_id}

@@ -81,13 +81,15 @@ def cache_dir() -> Path:
 
 
 def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:
-    """The suite called `name`, which need not be prepared yet.
+    """The suite called `name`, which need not be prepared yet, or the prepared one in the folder `name`.
 
     Raises:
-        SuiteError: unknown suite or profile.
+        SuiteError: unknown suite or profile, or the folder holds no suite.
     """
     if name != "demo":
-        raise SuiteError(f"unknown suite '{name}'. {did_you_mean(name, SUITES)}")
+        if os.sep in name or Path(name).is_dir():
+            return open_suite(Path(name))
+        raise SuiteError(f"unknown suite '{name}'. {did_you_mean(name, SUITES)} Or give the path of a suite's folder.")
     from raymerge.suites.demo import recipe as demo
 
     profile = profile or "full"
@@ -96,6 +98,21 @@ def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:
     recipe = demo.make_recipe(profile, seed)
     root = cache_dir() / "suites" / f"demo-{profile}-seed{seed}-{demo.content_address(recipe)}"
     return suite_from_json(demo.describe(recipe), root)
+
+
+def open_suite(root: Path) -> Suite:
+    """The suite in a folder.
+
+    Raises:
+        SuiteError: there is no folder, no `suite.json` in it, or it is not one.
+    """
+    path = root / "suite.json"
+    try:
+        return suite_from_json(json.loads(path.read_text()), root)
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read ({error.strerror}). Give the folder that holds suite.json.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SuiteError(f"{path}: is not a suite ({type(error).__name__}: {error}). Write it again.") from None
 
 
 def suite_from_json(value: Mapping[str, Any], root: Path) -> Suite:

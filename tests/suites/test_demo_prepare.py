@@ -1,6 +1,7 @@
 """Preparing the demo suite: what lies on disk, and what happens after an interruption."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -145,6 +146,14 @@ def test_an_interrupted_preparation_continues(folder, tmp_path, monkeypatch):
     prepare(TINY, tmp_path)
     assert all(path.stat().st_mtime_ns == time for path, time in saved.items()), "finished files are kept"
     assert files_of(tmp_path) == files_of(folder), "the same bytes as an undisturbed preparation"
+
+
+def test_files_do_not_depend_on_the_process_that_wrote_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 424242)
+    prepare(TINY, tmp_path)
+    assert (tmp_path / "suite.json").read_text() == (folder / "suite.json").read_text(), "the fingerprint differs"
+    different = {name for name, content in files_of(tmp_path).items() if content != files_of(folder)[name]}
+    assert not different
 
 
 def test_a_task_needs_the_pretrained_model(tmp_path):

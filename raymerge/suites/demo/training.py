@@ -137,6 +137,7 @@ def _descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimizers: Itera
 
 def _batches(num_images: int, batch_size: int, generator: Generator) -> Iterable[Int64[Tensor, " batch"]]:
     """Endless shuffled passes over the images, without the last, incomplete batch of a pass."""
+    assert num_images >= batch_size, f"{num_images} training images are not one batch of {batch_size}"
     while True:
         order = torch.randperm(num_images, generator=generator)
         for start in range(0, num_images - batch_size + 1, batch_size):

@@ -1,0 +1,325 @@
+"""Whole sweeps as a user runs them: the command line, real Ray, a tiny suite on disk; killed, interrupted, broken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny_suite import tiny_suite
+
+from raymerge import results
+from raymerge.driver import Sweep
+from raymerge.records import TrialRecord
+from raymerge.search_space import sweep_cells
+from raymerge.selection import select_best
+from raymerge.serial import SerialExecutor
+from raymerge.suites import Suite, open_suite
+from raymerge.sweep_file import load_sweep
+from raymerge.worker import WorkerSetup
+
+pytestmark = pytest.mark.ray
+
+METHODS = [
+    "zero-shot",
+    "fine-tuned",
+    "weight-averaging",
+    "task-arithmetic",
+    "ties",
+    "consensus-ta",
+    "tsv-m",
+    "iso-c",
+    "iso-cts",
+]
+SPEC = """\
+name: tiny
+suite: {suite}
+num_tasks: [2, 4]
+methods: [{methods}]
+search: {{trials: 6, batch: 3, prune: {{after: 0.25, margin: 0.1}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    return tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=4)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One merge cache for the module: which merges are cached must not matter."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def spec_file(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweeps") / "tiny.yaml"
+    path.write_text(SPEC.format(suite=suite.root, methods=", ".join(METHODS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def serial(suite: Suite, spec_file: Path) -> dict[str, TrialRecord]:
+    """The records of the same sweep in this process, without Ray."""
+    threads = torch.get_num_threads()
+    spec = load_sweep(spec_file)
+    cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
+    sweep = Sweep(spec, suite, cells, finished={}, on_record=lambda record: None)
+    try:
+        SerialExecutor(WorkerSetup(suite, spec.evaluation)).run(sweep)
+    finally:
+        torch.set_num_threads(threads)
+    return dict(sweep.records)
+
+
+class Runner:
+    """`raymerge sweep` in a process of its own."""
+
+    def __init__(self, spec_file: Path, output: Path, home: Path, *options: str):
+        command = [sys.executable, "-m", "raymerge", "sweep", str(spec_file), "--output", str(output), *options]
+        self.output = output
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAYMERGE_HOME": str(home), "NO_COLOR": "1"},
+            start_new_session=True,  # a Ctrl-C at the terminal of the tests is not for it
+        )
+
+    def wait(self) -> tuple[int, str, str]:
+        stdout, stderr = self.process.communicate(timeout=300)
+        return self.process.returncode, stdout, stderr
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
+        """Return when something has happened, or the process has ended."""
+        deadline = time.monotonic() + 240
+        while not happened() and self.process.poll() is None:
+            assert time.monotonic() < deadline, "nothing happened for long"
+            time.sleep(0.05)
+
+    def num_trials(self) -> int:
+        return sum(1 for _ in self.output.glob("trials/**/part-*.parquet"))
+
+    def descendants(self) -> Iterator[tuple[int, str]]:
+        """Process id and name of every process below this one."""
+        children: dict[int, list[int]] = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+        todo = [self.process.pid]
+        while todo:
+            for pid in children.get(todo.pop(), []):
+                todo.append(pid)
+                try:
+                    yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+
+
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A summary without what may differ between two runs of one sweep."""
+    return frame.drop(columns=[c for c in frame if "finished_at" in c or "fingerprint" in c or c == "sweep"])
+
+
+def assert_same_as_serial(output: Path, serial: dict[str, TrialRecord]) -> None:
+    """Same trials, same status, same counts; nothing lost, nothing doubled."""
+    records = results.read_records(output)
+    assert {r.trial_id: (r.status, r.point) for r in records.values()} == {
+        r.trial_id: (r.status, r.point) for r in serial.values()
+    }
+    counts = {(r.trial_id, s.task): (s.correct, s.total) for r in records.values() for s in r.scores}
+    expected = {(r.trial_id, s.task): (s.correct, s.total) for r in serial.values() for s in r.scores}
+    assert counts == expected
+    rows = results.load(output, "evaluations")
+    assert not rows.duplicated(["trial_id", "task"]).any()
+    assert len(rows) == len(expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spec_file: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the sweep on two evaluators that nobody disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    code, stdout, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=2").wait()
+    assert code == 0, stderr
+    assert "Iso-CTS" in stdout
+    assert str(output) in stdout
+    return output
+
+
+def test_sweep_equals_the_serial_twin(undisturbed: Path, serial: dict[str, TrialRecord]) -> None:
+    assert_same_as_serial(undisturbed, serial)
+
+
+def test_summary_recomputed_from_evaluations_by_plain_pandas(undisturbed: Path) -> None:
+    evaluations = pd.read_parquet(undisturbed / "evaluations")
+    summary = pd.read_parquet(undisturbed / "summary")
+    assert len(summary) == 2 * len(METHODS)
+    for _, row in summary.iterrows():
+        test = evaluations[evaluations.trial_id == row.test_trial_id]
+        assert len(test) == row.num_tasks
+        assert (test.split == "test").all()
+        assert row.test_accuracy == pytest.approx((test.correct / test.total).mean(), abs=1e-12)
+        normalized = (test.correct / test.total / test.expert_accuracy).mean()
+        assert row.test_normalized_accuracy == pytest.approx(normalized, abs=1e-12)
+
+
+def test_chosen_parameters_are_the_argmax_of_the_stored_validation_rows(undisturbed: Path) -> None:
+    records = results.read_records(undisturbed)
+    for _, row in results.load(undisturbed, "summary").iterrows():
+        of_cell = [r for r in records.values() if r.cell.method == row.method and r.cell.num_tasks == row.num_tasks]
+        best = select_best(of_cell, "normalized_accuracy")
+        assert best is not None
+        assert best.trial_id == row.val_trial_id
+        assert records[row.test_trial_id].point == best.point
+        assert sum(r.split == "test" for r in of_cell) == 1, "test is computed once"
+
+
+def test_one_evaluator_gives_the_same_summary_as_two(
+    spec_file: Path, home: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    code, _, stderr = Runner(spec_file, tmp_path / "one", home, "--set", "resources.evaluators=1").wait()
+    assert code == 0, stderr
+    one, two = (comparable(results.load(output, "summary")) for output in (tmp_path / "one", undisturbed))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_a_finished_sweep_runs_nothing_again(spec_file: Path, home: Path, undisturbed: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.glob("**/part-*.parquet") if "summary" not in str(path)
+    }
+    code, stdout, stderr = Runner(spec_file, undisturbed, home).wait()
+    assert code == 0, stderr
+    assert "Iso-CTS" in stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_killed_again_and_again(
+    spec_file: Path, home: Path, undisturbed: Path, serial: dict[str, TrialRecord], tmp_path: Path
+) -> None:
+    output = tmp_path / "killed"
+    total = len(serial)
+    for target in (1, total // 3, 2 * total // 3):
+        runner = Runner(spec_file, output, home)
+        runner.wait_until(lambda runner=runner, target=target: runner.num_trials() >= target)
+        runner.process.send_signal(signal.SIGKILL)
+        runner.wait()
+        assert runner.num_trials() < total, "killed too late to prove anything"
+    code, _, stderr = Runner(spec_file, output, home).wait()
+    assert code == 0, stderr
+    assert_same_as_serial(output, serial)
+    pd.testing.assert_frame_equal(
+        comparable(results.load(output, "summary")), comparable(results.load(undisturbed, "summary"))
+    )
+
+
+def test_interrupt_keeps_everything_finished_and_the_same_command_continues(
+    spec_file: Path, home: Path, serial: dict[str, TrialRecord], tmp_path: Path
+) -> None:
+    output = tmp_path / "interrupted"
+    runner = Runner(spec_file, output, home)
+    runner.wait_until(lambda: runner.num_trials() >= 10)
+    runner.process.send_signal(signal.SIGINT)
+    code, _, stderr = runner.wait()
+    assert code == 130, stderr
+    assert "Traceback" not in stderr
+    kept = {path.name for path in output.glob("trials/**/part-*.parquet")}
+    assert 10 <= len(kept) < len(serial)
+    code, _, stderr = Runner(spec_file, output, home).wait()
+    assert code == 0, stderr
+    assert_same_as_serial(output, serial)
+
+
+def test_an_evaluator_that_is_killed_costs_nothing(
+    spec_file: Path, home: Path, serial: dict[str, TrialRecord], tmp_path: Path
+) -> None:
+    output = tmp_path / "evaluator"
+    runner = Runner(spec_file, output, home, "--set", "resources.evaluators=2")
+    runner.wait_until(lambda: runner.num_trials() >= 10)
+    victims = [pid for pid, name in runner.descendants() if "_EvalActor" in name]
+    assert len(victims) == 2
+    os.kill(victims[0], signal.SIGKILL)
+    code, _, stderr = runner.wait()
+    assert code == 0, stderr
+    assert_same_as_serial(output, serial)
+
+
+def test_two_sweeps_into_one_folder(spec_file: Path, home: Path, tmp_path: Path) -> None:
+    output = tmp_path / "shared"
+    first = Runner(spec_file, output, home)
+    first.wait_until(lambda: (output / ".lock").exists())
+    code, _, stderr = Runner(spec_file, output, home).wait()
+    first.process.send_signal(signal.SIGKILL)
+    first.wait()
+    assert code == 4
+    assert "another sweep is writing" in stderr
+
+
+def test_another_spec_is_refused(spec_file: Path, home: Path, undisturbed: Path) -> None:
+    code, _, stderr = Runner(spec_file, undisturbed, home, "--set", "search.seed=7").wait()
+    assert code == 4
+    assert "spec" in stderr
+    assert "--output" in stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda suite: _truncate(suite.expert_path("demo-vit", "Task1")), ["Task1", "truncated"]),
+        (lambda suite: _poison(suite.expert_path("demo-vit", "Task2")), ["Task2", "NaN", "visual.proj"]),
+        (lambda suite: suite.expert_path("demo-vit", "Task0").unlink(), ["Task0", "no such"]),
+        (lambda suite: _wrong_head(suite.head_path("demo-vit", "Task3")), ["head_Task3Val", "expected"]),
+    ],
+    ids=["truncated", "nan", "missing", "head"],
+)
+def test_broken_files_are_named_before_any_work(
+    damage: Callable[[Suite], None], words: list[str], spec_file: Path, home: Path, tmp_path: Path
+) -> None:
+    broken = tiny_suite(tmp_path / "suite", num_tasks=4)
+    damage(broken)
+    code, _, stderr = Runner(spec_file, tmp_path / "out", home, "--set", f"suite={broken.root}").wait()
+    assert code == 4, stderr
+    assert "Traceback" not in stderr
+    assert all(word in stderr for word in words), stderr
+    assert not list((tmp_path / "out").glob("**/*.parquet"))
+
+
+def test_more_evaluators_than_the_machine_has_cores(spec_file: Path, home: Path, tmp_path: Path) -> None:
+    code, _, stderr = Runner(spec_file, tmp_path / "out", home, "--set", "resources.evaluators=1000").wait()
+    assert code == 4
+    assert "1000" in stderr
+
+
+def test_json_names_the_output(spec_file: Path, home: Path, undisturbed: Path) -> None:
+    code, stdout, _ = Runner(spec_file, undisturbed, home, "--json").wait()
+    assert code == 0
+    assert json.loads(stdout)["output"] == str(undisturbed)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _poison(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["model.visual.proj"][0, 0] = float("nan")
+    torch.save(state, path)
+
+
+def _wrong_head(path: Path) -> None:
+    from raymerge.checkpoints import save_head
+
+    save_head(path, torch.randn(2, 16))
+
+
+def test_open_suite_reads_what_tiny_suite_wrote(suite: Suite) -> None:
+    assert open_suite(suite.root) == suite

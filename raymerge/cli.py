@@ -203,7 +203,7 @@ def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, 
 
 
 def _checked(path: str, overrides: Sequence[str] | None, output: str | None) -> tuple["SweepSpec", "Suite", str, bool]:
-    """The sweep, its suite, its folder, and whether it was begun there: all that can be wrong before Ray is imported."""
+    """The sweep, its suite, its folder and whether it was begun there: whatever can be wrong before Ray is imported."""
     from raymerge.output import check_output
     from raymerge.search_space import sweep_cells
     from raymerge.suites import find_suite

@@ -134,7 +134,7 @@ def _run(
     )
     listener.sweeping(sweep, sweep.device, num)
     smallest = min(cell.num_tasks for cell in cells)
-    with _stop_on_signal() as stopping:
+    with _stop_on_signal(listener) as stopping:
         try:
             # enough trials that evaluators find shards while one trial ends and the next begins
             tuning.run_tune(sweep, merges, dispatcher, max_trials=2 + 2 * num // smallest, stopping=stopping)
@@ -144,24 +144,30 @@ def _run(
 
 
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+def _stop_on_signal(listener: Listener) -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a question that answers True; the second ends the process at once.
 
     Every finished trial is on disk the moment it finishes, so nothing is lost either way.
     """
-    received = threading.Event()
+    received, told = threading.Event(), threading.Event()
 
     def handle(signum: int, frame: Any) -> None:
         if received.is_set():
             os._exit(130)
         received.set()
 
+    def stopping() -> bool:
+        if received.is_set() and not told.is_set():
+            told.set()
+            listener.stage("interrupted: ending the trials that run")
+        return received.is_set()
+
     if threading.current_thread() is not threading.main_thread():
-        yield received.is_set
+        yield stopping
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received.is_set
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -193,7 +193,7 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
     return IntDistribution(0, len(dimension.grid()) - 1)  # positions: only the grid's own floats name trials
 
 
-def _even_start(dimensions: Sequence[Dimension], num: int) -> list[dict[str, float]]:
+def _even_start(dimensions: Sequence[Dimension], num: int) -> list[dict[str, int | float]]:
     """`num` points spread evenly (Hammersley): alpha, the last, at the middles of equal parts, the others by radical
     inverses."""
     points = []

@@ -200,7 +200,7 @@ def run_tune(
         max_trials: how many run at once; each is a process of its own on some node.
     """
     bridge = _Bridge(sweep, merges, dispatcher, max_trials, stopping)
-    with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, _quiet_tune():
+    with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), {"memory": 1}),
             tune_config=tune.TuneConfig(
@@ -222,7 +222,8 @@ def run_tune(
 
 
 @contextmanager
-def _quiet_tune() -> Iterator[None]:
+def quiet_tune() -> Iterator[None]:
+    """Tune without its console output, its files per trial and its signal handler, while the context lasts."""
     settings = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three files per trial, and half of its cost
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a sweep handles signals itself

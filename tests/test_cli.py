@@ -36,14 +36,13 @@ search: {trials: 4}
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working folder with a sweep file, and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYMERGE_HOME", str(tmp_path / "cache"))
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     Path("tiny.yaml").write_text(SWEEP)
-    yield
 
 
 def call(*args: str):

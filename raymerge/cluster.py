@@ -47,7 +47,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     machine Ray is told of twice the cores there are, because merges are short and evaluators do not mind.
 
     Args:
-        address: "auto", "ray://host:port" or "host:port"; None starts Ray here, bound to loopback.
+        address: "auto" or "host:port"; None starts Ray here, bound to loopback.
         debug: leave Ray's own console output on.
     Raises:
         ClusterError: no cluster there.
@@ -64,6 +64,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
                 address="local",
                 num_cpus=2 * cores,
                 include_dashboard=False,
+                _node_ip_address="127.0.0.1",
                 log_to_driver=debug,
                 logging_level=level,
                 configure_logging=debug,

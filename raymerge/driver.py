@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 from raymerge.merge_request import Merge
@@ -32,7 +33,7 @@ class Weights:
     merge: Merge | None = None
     alpha: float = 0.0
 
-    @property
+    @cached_property
     def weights_id(self) -> str:
         return content_id([self.backbone, self.merge and self.merge.merge_id, self.alpha])
 
@@ -110,6 +111,7 @@ class Sweep:
         self._records = {trial_id: r for trial_id, r in finished.items() if r.status != "failed"}
         self._running: dict[str, _Running] = {}
         self._scores: dict[tuple[str, str, Split], TaskScore] = {}
+        self._known_references: dict[tuple[str, str, Split], TaskReference] = {}
         self._broken_merges: dict[str, str] = {}
         self._broken_references: dict[tuple[str, Split], str] = {}
         references = [c for c in reference_cells(suite, cells) if c not in cells]
@@ -141,7 +143,7 @@ class Sweep:
         Cells take turns, the one that is least far first, so that no policy's barrier leaves workers idle. Trials
         that `may_run` go first; the others are handed out too, in the order in which they will be ready.
         """
-        ordered = [(s, t) for s in sorted(self._states, key=lambda state: state.generation) for t in s.waiting]
+        ordered = [(state, trial) for state in self._by_urgency() for trial in state.waiting]
         ready = (pair for pair in ordered if self.may_run(pair[1], is_merged))
         choice = next(ready, ordered[0] if ordered else None)
         if choice is None:
@@ -160,7 +162,7 @@ class Sweep:
     def wanted_merges(self) -> list[Merge]:
         """The merges that trials need which are not running yet, in the order they are needed."""
         wanted: dict[str, Merge] = {}
-        for state in sorted(self._states, key=lambda state: state.generation):
+        for state in self._by_urgency():
             for trial in state.waiting:
                 merges = trial.merges
                 if any(merge in state.merges_ahead for merge in merges):
@@ -207,6 +209,13 @@ class Sweep:
         """The merge cannot be computed: every trial that needs it fails, now or later."""
         self._broken_merges[merge_id] = error
         self._advance()
+
+    def _by_urgency(self) -> list[_CellState]:
+        """Cells in the order they are served: what others are compared with first, then the least far.
+
+        Were another trial handed out before the references it waits for, it might take the place they need.
+        """
+        return sorted(self._states, key=lambda state: (not _is_reference(state.cell), state.generation))
 
     # --- searches -----------------------------------------------------------------------------------------------
 
@@ -303,7 +312,7 @@ class Sweep:
         if kind == "zero-shot":
             return {task: Weights(cell.backbone) for task in tasks}
         if kind == "experts":
-            return {task: _expert(cell, task, point.alpha) for task in tasks}
+            return {task: _expert(cell.backbone, task, point.alpha) for task in tasks}
 
         def merged(task: str | None) -> Weights:
             return Weights(
@@ -349,15 +358,16 @@ class Sweep:
 
     def _references(self, trial: Trial) -> dict[str, TaskReference] | None:
         """What the trial's accuracies are compared with; None until it is measured."""
-        references = {}
-        for task in trial.cell.tasks:
-            expert, zero_shot = (
-                self._scores.get((weights.weights_id, task, trial.split))
-                for weights in (_expert(trial.cell, task), Weights(trial.cell.backbone))
-            )
-            if expert is None or zero_shot is None:
-                return None
-            references[task] = TaskReference(expert.accuracy, zero_shot.accuracy)
+        cell, references = trial.cell, {}
+        for task in cell.tasks:
+            key = (cell.backbone, task, trial.split)
+            if key not in self._known_references:
+                expert = self._scores.get((_expert(cell.backbone, task).weights_id, task, trial.split))
+                zero_shot = self._scores.get((Weights(cell.backbone).weights_id, task, trial.split))
+                if expert is None or zero_shot is None:
+                    return None
+                self._known_references[key] = TaskReference(expert.accuracy, zero_shot.accuracy)
+            references[task] = self._known_references[key]
         return references
 
     def reason_to_fail(self, trial: Trial) -> str | None:
@@ -412,6 +422,7 @@ def reference_cells(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
     return found
 
 
+@cache
 def _method_of_kind(kind: str) -> str:
     return next(name for name in METHODS if METHODS.declaration(name).kind == kind)
 
@@ -420,9 +431,10 @@ def _is_reference(cell: Cell) -> bool:
     return METHODS.declaration(cell.method).kind != "merging"
 
 
-def _expert(cell: Cell, task: str, alpha: float = 1.0) -> Weights:
-    """The expert of a task, which does not depend on the other tasks of the cell."""
-    return Weights(cell.backbone, Merge(cell.backbone, (task,), _method_of_kind("experts"), {}, task), alpha)
+@cache
+def _expert(backbone: str, task: str, alpha: float = 1.0) -> Weights:
+    """The expert of a task, which does not depend on the other tasks of a cell."""
+    return Weights(backbone, Merge(backbone, (task,), _method_of_kind("experts"), {}, task), alpha)
 
 
 def _merges_ahead(cell: Cell, space: SearchSpace) -> tuple[Merge, ...]:

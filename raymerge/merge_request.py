@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Merge:
     params: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
 
-    @property
+    @cached_property
     def merge_id(self) -> str:
         params = Point(0.0, self.params).as_dict()
         return content_id([self.backbone, self.tasks, self.method, params, self.task])

@@ -12,9 +12,6 @@ from raymerge.records import SPLITS, Cell, Split, TrialRecord
 from raymerge.search_space import SearchSpace, search_space, sweep_cells
 from raymerge.sweep_spec import SearchSettings, SweepSpec
 
-REFERENCE_METHODS = ("zero-shot", "fine-tuned")
-"""Scored once per backbone and task; their cells cost nothing beyond that."""
-
 
 @runtime_checkable
 class TaskInfo(Protocol):
@@ -36,6 +33,11 @@ class SuiteInfo(Protocol):
     def tasks(self) -> Sequence[TaskInfo]: ...
     def zero_shot_path(self, backbone: str) -> Path: ...
     def expert_path(self, backbone: str, task: str) -> Path: ...
+
+
+def reference_methods() -> tuple[str, ...]:
+    """Scored once per backbone and task; their cells cost nothing beyond that."""
+    return tuple(name for name, method in declared_methods().items() if method.kind != "merging")
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _plan_cell(
     limit = search.trials if search.policy == "tpe" else space.num_points
     max_trials = int(min(limit, space.num_points))
     num_calibrations = int(space.per_task.size) if space.per_task else 0
-    is_reference = cell.method in REFERENCE_METHODS
+    is_reference = cell.method in reference_methods()
     val_images, test_images = (0 if is_reference else sum(sizes[split][t] for t in cell.tasks) for split in SPLITS)
     max_merges = 0 if is_reference else int(min(max_trials, space.num_merges)) + num_calibrations * cell.num_tasks
 
@@ -177,7 +179,7 @@ def _plan_references(
 ) -> ReferencePlan:
     used = {task for cell in cells if cell.backbone == backbone for task in cell.tasks}
     tasks = tuple(task.name for task in suite_tasks if task.name in used)
-    wanted = {(m, split, task): sizes[split][task] for m in REFERENCE_METHODS for split in SPLITS for task in tasks}
+    wanted = {(m, split, task): sizes[split][task] for m in reference_methods() for split in SPLITS for task in tasks}
     scored = {
         (record.cell.method, record.split, score.task)
         for record in finished.values()

@@ -16,9 +16,6 @@ from raymerge.methods._method import FixedAlpha, Method
 if TYPE_CHECKING:
     import pandas
 
-REFERENCES = ("zero-shot", "fine-tuned")
-"""The rows that merged models are measured against: never best, and without a choice worth reporting."""
-
 NOT_RUN = "not run"
 
 Rank = Literal["best", "second"]
@@ -74,7 +71,7 @@ class Table1:
         printed: dict[str, int] = {}
         for method in self.methods:
             entry = self.entry(method, column)
-            if method not in REFERENCES and entry.accuracy is not None:
+            if not _is_reference(method) and entry.accuracy is not None:
                 printed[method] = round(float(percent(entry.accuracy)) * 10)
         places = sorted(set(printed.values()), reverse=True)[:2]
         names: tuple[Rank, ...] = ("best", "second")
@@ -96,7 +93,7 @@ class Table1:
         found = {}
         for method in self.methods:
             entries = [e for column in self.columns if (e := self.entry(method, column)).alpha is not None]
-            if entries and method not in REFERENCES:
+            if entries and not _is_reference(method):
                 found[method] = ("alpha", *dict.fromkeys(name for e in entries for name in sorted(e.params)))
         return found
 
@@ -146,6 +143,12 @@ class Table1:
             if frame.empty:
                 raise
         return cls.from_summary(frame, methods=_order(spec, frame), alpha_ranges=alpha_ranges(spec))
+
+
+def _is_reference(method: str) -> bool:
+    """Whether merged models are measured against it: then it is never best, and made no choice worth reporting."""
+    declared = declared_methods()
+    return method in declared and declared[method].kind != "merging"
 
 
 def percent(fraction: float) -> str:

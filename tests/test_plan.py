@@ -15,8 +15,8 @@ ALPHA = Alpha(search=Interval(0.5, 2.0, 0.5), paper=AlphaGrid(3.0, 30))
 METHODS = {
     method.name: method
     for method in (
-        Method(name="zero-shot", title="", source="", alpha=FixedAlpha(0.0)),
-        Method(name="fine-tuned", title="", source="", alpha=FixedAlpha(1.0)),
+        Method(name="zero-shot", title="", source="", alpha=FixedAlpha(0.0), kind="zero-shot"),
+        Method(name="fine-tuned", title="", source="", alpha=FixedAlpha(1.0), kind="experts"),
         Method(name="average", title="", source="", alpha=FixedAlpha("1/T")),
         Method(name="plain", title="", source="", alpha=ALPHA),
         Method(

@@ -375,7 +375,8 @@ SPEC = {"methods": {"iso-c": {"alpha": {"low": 0.5, "high": 1.0, "step": 0.5}}, 
 
 @pytest.fixture
 def sweep(tmp_path):
-    with open_output(tmp_path, sweep="grid", spec=SPEC, spec_hash="c0ffee", suite_fingerprint="f1f1"):
+    with open_output(tmp_path, sweep="grid", spec=SPEC, spec_hash="c0ffee") as output:
+        output.begin("f1f1")
         writer = ResultsWriter(tmp_path, CONTEXT)
         for method, best in (("ties", 0.5), ("iso-c", 1.0)):
             for alpha in (0.5, 1.0):

@@ -248,7 +248,8 @@ def _published_head_class() -> Iterator[type]:
 def _save(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
+    with temporary.open("wb") as file:  # given a path, torch stores its name inside, and no two files are equal
+        torch.save(content, file)
     temporary.replace(path)
 
 

@@ -348,7 +348,8 @@ class Sweep:
     def _task_objective(self, score: TaskScore, reference: TaskReference) -> float:
         if self.spec.search.objective == "accuracy":
             return score.accuracy
-        return score.accuracy / reference.expert_accuracy
+        # an expert that is never right compares with nothing: no trial is stopped for its sake
+        return score.accuracy / reference.expert_accuracy if reference.expert_accuracy else math.nan
 
     # --- scores, references, records ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ records.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,13 +179,14 @@ class _Study:
         return ask_id, values
 
     def tell(self, ask_id: str, record: TrialRecord) -> None:
-        if record.status == "finished":
-            self._search.on_trial_complete(ask_id, {"objective": objective_value(record, self._objective)})
-            return
-        if record.status == "pruned":  # TPE ranks pruned trials by how far they came and what they had then
-            value = objective_value(record, self._objective)
+        value = objective_value(record, self._objective)
+        if math.isnan(value):  # failed, or not comparable because an expert is never right
+            self._search.on_trial_complete(ask_id, None, error=True)
+        elif record.status == "finished":
+            self._search.on_trial_complete(ask_id, {"objective": value})
+        else:  # TPE ranks pruned trials by how far they came and what they had then
             self._search.on_trial_result(ask_id, {"objective": value, "training_iteration": len(record.scores)})
-        self._search.on_trial_complete(ask_id, None, error=record.status == "failed")
+            self._search.on_trial_complete(ask_id, None)
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "consensus-ta": {"alpha": {"low": 0.2, "high": 2.0, "step": 0.2}, "mask_lambda": [0.2, 0.4]},
     "iso-cts": {"alpha": {"low": 0.2, "high": 2.0, "step": 0.2}, "common_space_fraction": [0.2, 0.5, 0.8]},
 }
-PAPER_METHODS = {name: {} for name in METHODS}
+PAPER_METHODS = {**METHODS, "iso-cts": {"alpha": METHODS["iso-cts"]["alpha"]}}
 
 
 def spec_of(
@@ -110,6 +110,8 @@ class FakeExecutor:
         self.released: dict[str, Merge] = {}
         self.wanted_again: list[Merge] = []
         """Merges that were wanted after they were said not to be needed any more."""
+        self.released_when_asked: dict[str, list[Merge]] = {}
+        """Of every trial, those of its merges that had been released and not been merged again."""
 
     def run(self) -> None:
         """To the end of the sweep."""
@@ -135,6 +137,7 @@ class FakeExecutor:
             self._drop_hopeless()
         else:
             self.merged[merge.merge_id] = merge
+            self.released.pop(merge.merge_id, None)
         return True
 
     def _take(self) -> bool:
@@ -146,6 +149,7 @@ class FakeExecutor:
         assert trial.trial_id not in self.running
         self._note(trial.merges)
         self.asked.append(trial)
+        self.released_when_asked[trial.trial_id] = [m for m in trial.merges if m.merge_id in self.released]
         self.running[trial.trial_id] = trial
         self._drop_hopeless()
         return True

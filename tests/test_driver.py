@@ -54,14 +54,14 @@ def of(records: Sequence[TrialRecord], method: str, num_tasks: int = 4, **wanted
 # --- what does not matter -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 2**20), limit=st.integers(1, 9), waits=st.booleans())
 def test_order_of_outcomes_and_trials_in_flight_change_nothing(whole, seed, limit, waits):
     spec, records = whole
     assert numbers(run(spec, seed=seed, limit=limit, waits=waits)) == numbers(records)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(data=st.data(), seed=st.integers(0, 2**20))
 def test_a_sweep_resumes_from_any_of_its_records(whole, data, seed):
     spec, records = whole
@@ -448,7 +448,7 @@ def test_a_merge_that_fails_costs_its_own_trials(limit):
     numbers(records)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**20), limit=st.integers(1, 6))
 def test_failures_are_the_same_in_any_order(seed, limit):
     spec = spec_of(policy="tpe")
@@ -541,15 +541,18 @@ def test_released_merges_are_never_wanted_again(whole, limit):
     assert sweep.unneeded_merges(list(executor.merged)) == list(executor.merged), "and in the end all"
 
 
-def test_released_merges_are_never_wanted_again_when_there_are_many():
-    """More structural settings than are merged ahead of time."""
+@pytest.mark.parametrize("seed", range(3))
+def test_the_merge_to_test_is_kept_when_there_are_too_many_to_keep(seed):
+    """More structural settings than are merged ahead of time; what the search comes back to may be merged again."""
     fractions = [i / 40 for i in range(4, 37)]
-    spec = spec_of({"iso-cts": {"common_space_fraction": fractions, "alpha": [0.5, 1.0]}}, [2], trials=20)
+    spec = spec_of({"iso-cts": {"common_space_fraction": fractions, "alpha": [0.5, 1.0]}}, [2], trials=20, seed=seed)
     sweep, records = start(spec)
     executor = FakeExecutor(sweep)
     executor.run()
     assert len(of(records, "iso-cts", 2, stage="search")) == 20
-    assert executor.wanted_again == []
+    (test,) = of(records, "iso-cts", 2, stage="test")
+    assert executor.released_when_asked[test.trial_id] == []
+    assert len(executor.merged) < 10, "others are released"
 
 
 def test_merges_are_wanted_ahead_of_time():

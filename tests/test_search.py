@@ -309,13 +309,22 @@ def test_every_outcome_is_told_in_the_order_of_asking(monkeypatch):
     assert alphas(batches[:1]) == [ALPHAS[i] for i in (3, 11, 18, 26)]
     assert told[:5] == [
         ("on_trial_result", "0", {"objective": 0.1, "training_iteration": 1}),  # of task A, which was scored
-        ("on_trial_complete", "0", None, False),
+        ("on_trial_complete", "0", None),
         ("on_trial_complete", "1", None, True),
         ("on_trial_complete", "2", {"objective": pytest.approx(1.9 / 8, abs=1e-4)}),
         ("on_trial_complete", "3", {"objective": pytest.approx(2.7 / 8, abs=1e-4)}),
     ]
     completed = [int(entry[1]) for entry in told if entry[0] == "on_trial_complete"]
     assert sorted(completed) == list(range(len(completed)))
+
+
+def test_an_unknown_objective_is_no_obstacle(monkeypatch):
+    """Normalized accuracy where an expert is never right."""
+    monkeypatch.setitem(REFERENCES, "B", TaskReference(0.0, 0.1))
+    told = spy(monkeypatch)
+    found = drive(TWO, settings(trials=12), peak())
+    assert len(set(keys(found))) == 12
+    assert {(name, *rest) for name, _, *rest in told} == {("on_trial_complete", None, True)}
 
 
 @pytest.mark.parametrize("status", ["pruned", "failed"])

@@ -33,6 +33,7 @@ app = typer.Typer(
 
 class Format(enum.StrEnum):
     terminal = "terminal"
+    svg = "svg"
     md = "md"
     latex = "latex"
     csv = "csv"
@@ -122,6 +123,8 @@ def report(
         match format:
             case Format.terminal:
                 render(renderers.terminal(table, published=published))
+            case Format.svg:
+                write(renderers.svg(table, published=published))
             case Format.md:
                 write(renderers.markdown(table, published=published))
             case Format.latex:

@@ -1,4 +1,4 @@
-"""Table 1 as terminal text, Markdown, LaTeX, CSV and JSON.
+"""Table 1 as terminal text, SVG, Markdown, LaTeX, CSV and JSON.
 
 Numbers are percent with one decimal where people read them, and full-precision fractions in CSV and JSON.
 """
@@ -7,16 +7,19 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from raymerge.report import Column, Entry, Rank, Table1, percent
 
 DASH = "–"
+SVG_WIDTH = 100
+"""Characters."""
 CAPTION = "Test accuracy in percent, averaged over tasks, and in parentheses relative to the experts."
 LEGEND = "Best and second best merging method of a column: bold and underlined."
 PUBLISHED = "In brackets: the published accuracy."
@@ -45,6 +48,14 @@ def terminal(table: Table1, *, published: bool = False) -> RenderableType:
         grid.add_row(*row)
     lines = [*_footnotes(table), *(f"Warning: {warning}" for warning in table.warnings)]
     return Group(Text(_caption(published)), grid, *(Text(line) for line in lines))
+
+
+def svg(table: Table1, *, published: bool = False) -> str:
+    """What `terminal` shows, as a picture that loads nothing from anywhere."""
+    console = Console(record=True, file=io.StringIO(), width=SVG_WIDTH, color_system="truecolor", force_terminal=True)
+    console.print(terminal(table, published=published))
+    picture = console.export_svg(title="raymerge report", unique_id="table")
+    return re.sub(r"@font-face\s*{.*?}", "", picture, flags=re.DOTALL)
 
 
 def markdown(table: Table1, *, published: bool = False) -> str:

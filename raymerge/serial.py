@@ -40,6 +40,8 @@ class SerialExecutor:
                     break
             else:
                 sweep.complete(trial_id)
+            for merge_id in sweep.unneeded_merges(list(self._updates)):
+                del self._updates[merge_id]
 
     def _score(self, task: str, jobs: Sequence[EvalJob]) -> TaskScore | Failed:
         correct, total, seconds = 0, 0, 0.0
@@ -62,8 +64,6 @@ class SerialExecutor:
                 continue
             for merge, update in zip(group, updates, strict=True):
                 self._updates[merge.merge_id] = [{name: value.numpy() for name, value in update.items()}]
-        for merge_id in sweep.unneeded_merges(list(self._updates)):
-            del self._updates[merge_id]
 
     def _compute(self, group: Sequence[Merge]) -> list[dict]:
         request = request_for(self._setup.suite, group)

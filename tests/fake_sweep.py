@@ -26,9 +26,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "zero-shot": {},
     "fine-tuned": {},
     "weight-averaging": {},
-    "ties": {"alpha": {"low": 0.2, "high": 2.0, "step": 0.2}},
-    "consensus-ta": {"alpha": {"low": 0.2, "high": 2.0, "step": 0.2}, "mask_lambda": [0.2, 0.4]},
-    "iso-cts": {"alpha": {"low": 0.2, "high": 2.0, "step": 0.2}, "common_space_fraction": [0.2, 0.5, 0.8]},
+    "ties": {"alpha": {"low": 0.2, "high": 1.8, "step": 0.4}},
+    "consensus-ta": {"alpha": {"low": 0.2, "high": 1.8, "step": 0.4}, "mask_lambda": [0.2, 0.4]},
+    "iso-cts": {"alpha": {"low": 0.2, "high": 1.8, "step": 0.4}, "common_space_fraction": [0.2, 0.5, 0.8]},
 }
 PAPER_METHODS = {**METHODS, "iso-cts": {"alpha": METHODS["iso-cts"]["alpha"]}}
 

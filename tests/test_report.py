@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -432,3 +433,12 @@ def test_a_report_is_fast_and_needs_no_torch(sweep):
     done = subprocess.run([sys.executable, "-c", code, sweep], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert time.perf_counter() - started < 20  # 1 s alone; the machine may be busy
+
+
+def test_svg_shows_what_the_terminal_shows_and_loads_nothing(small: Table1) -> None:
+    picture = renderers.svg(small)
+    root = ElementTree.fromstring(picture)
+    text = "".join(root.itertext()).replace("\xa0", " ")
+    assert all(small.title(method) in text for method in small.methods)
+    assert "url(" not in picture.replace("url(#", "")
+    assert "@font-face" not in picture

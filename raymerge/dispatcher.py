@@ -17,6 +17,7 @@ from raymerge.records import EvalJob, Failed, Scored, TaskScore
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
 RESTART_TIMEOUT_S = 300.0
+ALL_LOST = "every evaluator died and none could be started again"
 
 
 @dataclass(order=True)
@@ -34,6 +35,7 @@ class _Entry:
 class _Ticket:
     """One trial in the queue."""
 
+    submitted: bool = False
     remaining: dict[str, int] = field(default_factory=dict)
     """Shards to come, by task."""
     scores: dict[str, TaskScore] = field(default_factory=dict)
@@ -41,6 +43,15 @@ class _Ticket:
     """Complete scores nobody has asked for yet."""
     error: str | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def num_left(self) -> int:
+        """Tasks that are not scored."""
+        return sum(count > 0 for count in self.remaining.values())
+
+    @property
+    def done(self) -> bool:
+        return self.error is not None or (self.submitted and not self.num_left)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,8 @@ class Dispatcher:
             return
         self._started = self._started or time.monotonic()
         self._num_submitted += 1
+        ticket.submitted = True
+        ticket.changed.set()
         for rank, job in enumerate(jobs):
             ticket.remaining[job.task] = ticket.remaining.get(job.task, 0) + 1
             self._queue.put_nowait(_Entry(self._num_submitted, rank, trial_id, job))
@@ -134,12 +147,13 @@ class Dispatcher:
         ticket = self._ticket(trial_id)
         if ticket is None:
             return Progress([], 0, True)
-        while not ticket.fresh and ticket.error is None:
+        if not self._num_serving:
+            self._fail(ticket, ALL_LOST)
+        while not ticket.fresh and not ticket.done:
             ticket.changed.clear()
             await ticket.changed.wait()
         fresh, ticket.fresh = ticket.fresh, []
-        num_left = sum(count > 0 for count in ticket.remaining.values())
-        done = num_left == 0 or ticket.error is not None
+        num_left, done = ticket.num_left, ticket.done
         return Progress(fresh, len(ticket.remaining) - num_left, done, ticket.error)
 
     async def forget(self, trial_ids: Sequence[str]) -> None:
@@ -188,7 +202,7 @@ class Dispatcher:
         self._num_serving -= 1
         if not self._num_serving:
             for ticket in self._tickets.values():
-                self._fail(ticket, "every evaluator died and none could be started again")
+                self._fail(ticket, ALL_LOST)
 
     def _requeue(self, entry: _Entry, error: RayActorError) -> None:
         entry.attempts += 1

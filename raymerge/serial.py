@@ -19,6 +19,7 @@ class SerialExecutor:
     def __init__(self, setup: WorkerSetup):
         self._setup = setup
         self._updates: dict[str, Sequence[Mapping[str, np.ndarray]]] = {}
+        self._failed: set[str] = set()
         self._worker = EvalWorker(setup, fetch=lambda update: update)
 
     def run(self, sweep: Sweep) -> None:
@@ -54,12 +55,14 @@ class SerialExecutor:
         return TaskScore(task, correct, total, seconds)
 
     def _merge(self, sweep: Sweep) -> None:
-        wanted = [merge for merge in sweep.wanted_merges() if merge.merge_id not in self._updates]
+        known = self._updates.keys() | self._failed
+        wanted = [merge for merge in sweep.wanted_merges() if merge.merge_id not in known]
         for group in group_merges(wanted, self._setup.suite):
             try:
                 updates = self._compute(group)
             except RaymergeError as error:
                 for merge in group:
+                    self._failed.add(merge.merge_id)
                     sweep.fail_merge(merge.merge_id, str(error))
                 continue
             for merge, update in zip(group, updates, strict=True):

@@ -199,10 +199,12 @@ def test_generations_and_indices_count_the_suggestions(whole):
 # --- nothing is evaluated twice -------------------------------------------------------------------------------------
 
 
-def test_nothing_is_evaluated_twice(whole):
+@pytest.mark.parametrize("limit", [1, 5])
+def test_nothing_is_evaluated_twice(whole, limit):
+    """Nor at the same time: of two nested task sets, the references of one wait for those of the other."""
     spec, _ = whole
     sweep, _ = start(spec)
-    executor = FakeExecutor(sweep)
+    executor = FakeExecutor(sweep, limit=limit)
     executor.run()
     assert max(Counter(executor.evaluated).values()) == 1
 

@@ -11,8 +11,10 @@ import tiny_suite
 import torch
 from torch import Tensor
 
+from raymerge import merge_request, serial
 from raymerge.checkpoints import load_head, open_checkpoint, save_state_dict
 from raymerge.driver import Sweep
+from raymerge.errors import MergeInputError
 from raymerge.images import open_images
 from raymerge.methods import METHODS
 from raymerge.records import TrialRecord
@@ -167,8 +169,6 @@ def test_methods_differ_on_this_suite(swept):
 
 def test_merges_are_shared_and_released(suite, monkeypatch):
     """Alphas share one merge, task sets do not, and nothing is left in the end."""
-    from raymerge import serial
-
     requests = []
     original = serial.read_statistics
 
@@ -220,28 +220,33 @@ def test_hopeless_trials_stop_early(suite):
     assert pruned[0].images == sum(s.total for s in pruned[0].scores) < 26 + 25 + 24
 
 
-def test_what_cannot_be_merged_fails_its_trials_and_the_sweep_goes_on(suite):
-    methods = {"ties": {"alpha": [0.1, 0.2], "keep": [0.2, 1e-4]}, "iso-c": {"alpha": 0.3}}
-    spec = spec_of(methods, num_tasks=[2])
+def test_what_cannot_be_merged_fails_its_trials_and_the_sweep_goes_on(suite, monkeypatch):
+    monkeypatch.setattr(merge_request, "MAX_OUTPUT_BYTES", 1)  # every merge by itself
+    spec = spec_of({"ties": {"alpha": [0.1, 0.2], "keep": [0.2, 0.5]}, "iso-c": {"alpha": 0.3}}, num_tasks=[2])
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
-    broken = next(cell for cell in cells if cell.method == "ties")
     records: list[TrialRecord] = []
     sweep = Sweep(spec, suite, cells, finished={}, on_record=records.append)
     executor = SerialExecutor(WorkerSetup(suite, spec.evaluation))
-    compute = executor._compute
+    computed = []
+    original = executor._compute
 
     def refuse(group: Any) -> Any:
-        if group[0].method == "ties":
-            from raymerge.errors import MergeInputError
-
+        (merge,) = group
+        computed.append((merge.method, merge.tasks, dict(merge.params)))
+        if merge.params.get("keep") == 0.2:
             raise MergeInputError("these cannot be merged")
-        return compute(group)
+        return original(group)
 
-    executor._compute = refuse  # type: ignore[method-assign]
+    monkeypatch.setattr(executor, "_compute", refuse)
     executor.run(sweep)
-    assert {(r.status, r.error) for r in records if r.cell == broken} == {("failed", "these cannot be merged")}
-    rows = summarise(records, cells, "normalized_accuracy")
-    assert [(row.cell.method, row.status) for row in rows] == [("ties", "failed"), ("iso-c", "finished")]
+    found = {(r.cell.method, r.point.params.get("keep"), r.status, r.error) for r in records if r.stage == "search"}
+    assert found == {
+        ("ties", 0.2, "failed", "these cannot be merged"),
+        ("ties", 0.5, "finished", None),
+        ("iso-c", None, "finished", None),
+    }
+    assert [row.status for row in summarise(records, cells, "normalized_accuracy")] == ["finished", "finished"]
+    assert len(computed) == len({str(merge) for merge in computed}) == 5, "what failed is not tried again"
 
 
 def test_what_cannot_be_evaluated_fails_its_trials_and_the_sweep_goes_on(tmp_path):

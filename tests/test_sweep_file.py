@@ -60,7 +60,7 @@ def test_demo_sweep_is_what_the_documentation_says():
     assert ", ".join(spec.methods) == (
         "zero-shot, fine-tuned, weight-averaging, task-arithmetic, ties, consensus-ta, tsv-m, iso-c, iso-cts"
     )
-    assert (spec.search.policy, spec.search.trials, spec.search.batch, spec.search.seed) == ("tpe", 16, 4, 0)
+    assert (spec.search.policy, spec.search.trials, spec.search.batch, spec.search.seed) == ("tpe", 12, 4, 0)
     assert spec.name == "demo"
 
 

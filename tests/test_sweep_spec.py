@@ -24,7 +24,7 @@ DEMO = Path(__file__).parent.parent / "sweeps" / "demo.yaml"
         "evaluation.shard_images=64",
         "num_tasks=[20, 8, 14]",
         "profile=full",
-        "search.trials=16",
+        "search.trials=12",
     ],
 )
 def test_hash_ignores_what_does_not_decide_a_number(override):

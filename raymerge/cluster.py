@@ -1,5 +1,6 @@
 """Ray: connecting, and the actors and tasks that a sweep starts before its first trial."""
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,6 +58,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not debug:
         logging.getLogger("ray").setLevel(logging.ERROR)
+        _mute_raylet()
     level = logging.INFO if debug else logging.CRITICAL
     try:
         if address is None:
@@ -81,6 +83,13 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         yield Slots(cpus, cores, per_core=2) if address is None else Slots(cpus, max(1, cpus // 8))
     finally:
         ray.shutdown()
+
+
+def _mute_raylet() -> None:
+    """Keep the raylet's warnings off the console: they pass by every logging setting of Ray."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):  # there is no public switch; without this name they are only printed
+        worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 def num_evaluators(resources: ResourceSettings, slots: Slots) -> int:

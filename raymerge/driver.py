@@ -177,6 +177,10 @@ class Sweep:
             if not state.finished:
                 merges = itertools.chain(state.merges_ahead, *(trial.merges for trial in state.batch))
                 needed |= {merge.merge_id for merge in merges}
+                of_cell = (record for record in self._records.values() if record.cell == state.cell)
+                if best := select_best(of_cell, self.spec.search.objective):  # what the test split would ask for
+                    weights = self._weights(state.cell, best.point, "test").values()
+                    needed |= {w.merge.merge_id for w in weights if w.merge}
         return [merge_id for merge_id in merge_ids if merge_id not in needed]
 
     def missing_tasks(self, trial_id: str) -> list[str]:
@@ -247,11 +251,19 @@ class Sweep:
 
     def _close_complete(self) -> bool:
         """Close trials whose scores and references are known; their records go to the policies by batch."""
-        ready = [r for r in self._running.values() if r.complete and self._references(r.trial) is not None]
-        for running in ready:
+        complete = [running for running in self._running.values() if running.complete]
+        closed = False
+        for running in complete:
+            error = self.reason_to_fail(running.trial)
+            if error is None and self._references(running.trial) is None:
+                continue
+            closed = True
             del self._running[running.trial.trial_id]
-            self._close_scored(running)
-        return bool(ready)
+            if self._references(running.trial) is not None:
+                self._close_scored(running)
+            else:  # it has its scores, and will never have what to compare them with
+                self._close(running, "failed", (), error)
+        return closed
 
     def _advance_cell(self, state: _CellState) -> bool:
         if state.finished:

@@ -13,7 +13,7 @@ import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raymerge.errors import CheckpointError
+from raymerge.linalg import all_finite
 
 HEAD_CLASS = "src.models.modeling.ClassificationHead"
 PREFIX = "model."
@@ -47,9 +48,21 @@ class Checkpoint:
         else:
             self._tensors = _load_state_dict(path)
 
+    @classmethod
+    def of_tensors(cls, label: str, tensors: Mapping[str, Tensor]) -> "Checkpoint":
+        """A state dict that is in memory already. `label` stands for its path in messages."""
+        checkpoint = cls.__new__(cls)
+        checkpoint.path, checkpoint._tensors = Path(label), tensors
+        return checkpoint
+
     @property
     def names(self) -> list[str]:
         return sorted(self._tensors)
+
+    @cached_property
+    def parameters(self) -> list[str]:
+        """Names of the floating-point tensors. Integers, such as position ids, are no parameters."""
+        return [name for name in self.names if self.dtype(name).is_floating_point]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,6 +70,10 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         return self._tensors[name].dtype
+
+    def metadata(self) -> Mapping[str, str]:
+        """The strings stored beside the tensors of a safetensors file; none elsewhere."""
+        return self._tensors.metadata if isinstance(self._tensors, _LazySafetensors) else {}
 
     def tensor(self, name: str) -> Tensor:
         """The tensor as stored; it may alias the mapped file, so never write to it."""
@@ -82,6 +99,7 @@ class _LazySafetensors(Mapping[str, Tensor]):
         try:
             self._file = safetensors.safe_open(path, framework="pt")
             self._names = list(self._file.keys())
+            self.metadata: Mapping[str, str] = self._file.metadata() or {}
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}). Fetch it again.") from None
 
@@ -135,6 +153,8 @@ def _reason(error: BaseException) -> str:
 def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
     """Compare an expert with the zero-shot model it was fine-tuned from: keys, shapes, dtypes, finite values.
 
+    The float dtype may differ. Tensors of integers have to be equal.
+
     Raises:
         CheckpointError: naming the expert, the key, what was found and what was expected.
     """
@@ -153,7 +173,13 @@ def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str
                 f"{expert.path}: expert '{expert_name}': '{name}' is {shape}, zero-shot is {expected[name]}. "
                 "Is it of another backbone?"
             )
-        check_values(expert, name, f"expert '{expert_name}'")
+        if name in zero_shot.parameters:
+            check_values(expert, name, f"expert '{expert_name}'")
+        elif not torch.equal(expert.tensor(name), zero_shot.tensor(name)):
+            raise CheckpointError(
+                f"{expert.path}: expert '{expert_name}': '{name}' holds integers ({zero_shot.dtype(name)}), which are "
+                "shared with the zero-shot model, and differs from them. Was it fine-tuned from another model?"
+            )
 
 
 def check_values(checkpoint: Checkpoint, name: str, owner: str) -> None:
@@ -161,7 +187,7 @@ def check_values(checkpoint: Checkpoint, name: str, owner: str) -> None:
     value = checkpoint.tensor(name)
     if not value.is_floating_point():
         raise CheckpointError(f"{checkpoint.path}: {owner}: '{name}' has dtype {value.dtype}, expected a float dtype.")
-    if not torch.isfinite(value).all():
+    if not all_finite(value):
         bad = int((~torch.isfinite(value)).sum())
         raise CheckpointError(
             f"{checkpoint.path}: {owner}: '{name}' has {bad} NaN or infinite values of {value.numel()}. "

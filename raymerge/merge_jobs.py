@@ -178,23 +178,23 @@ def _message(error: Exception) -> str:
 @ray.remote(num_cpus=1)
 def _first_task(request: MergeRequest, hashes: list[str], cache: Path) -> tuple[Any, ...]:
     """The number of shards and the statistics of a flat-vector method, then the updates if there is one shard."""
-    from raymerge import merging
+    from raymerge import merge_cache, merging
 
     _one_thread()
     num_shards = len(merging.shards_of(request))
-    statistics = None if merging.has_cached(request, hashes, cache) else merging.read_statistics(request)
+    statistics = None if merge_cache.has_cached(request, hashes, cache) else merging.read_statistics(request)
     if num_shards > 1:
         return (num_shards, statistics), *(None for _ in request.outputs)
-    return (1, None), *_arrays(merging.cached_merge_shard(request, hashes, 0, statistics, cache))
+    return (1, None), *_arrays(merge_cache.cached_merge_shard(request, hashes, 0, statistics, cache))
 
 
 @ray.remote(num_cpus=1)
 def _shard_task(request: MergeRequest, hashes: list[str], shard: int, statistics: Any, cache: Path) -> tuple[Any, ...]:
     """None, then one shard of every update."""
-    from raymerge import merging
+    from raymerge import merge_cache
 
     _one_thread()
-    return None, *_arrays(merging.cached_merge_shard(request, hashes, shard, statistics, cache))
+    return None, *_arrays(merge_cache.cached_merge_shard(request, hashes, shard, statistics, cache))
 
 
 def _arrays(updates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

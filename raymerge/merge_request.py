@@ -15,20 +15,33 @@ MAX_OUTPUT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Output:
-    """One update wanted of a request: a structural setting and, for `Method.task_update`, a task's position."""
+    """One update wanted of a request.
+
+    setting: the structural parameters.
+    task: for `Method.task_update`, the position of the task among those of the output.
+    tasks: the positions among the experts of the request of those that are merged; None for all of them.
+    """
 
     setting: Mapping[str, Any] = field(default_factory=dict)
     task: int | None = None
+    tasks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """One method on one ordered set of experts; all outputs share the reading and the factorisation."""
+    """One method on one ordered set of experts; all outputs share the reading and the factorisation.
+
+    moments: for a method that needs them, the file of input moments of every expert.
+    planned: all outputs that the factorisation is made for. Rounding depends on them, so they follow from what is
+        to be merged alone, and not from what happens to be missing; empty for outputs that share nothing.
+    """
 
     zero_shot: Path
     experts: tuple[Path, ...]
     method: str
     outputs: tuple[Output, ...] = (Output(),)
+    moments: tuple[Path, ...] = ()
+    planned: tuple[Output, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,47 @@
 """Merging, tensor by tensor: task matrices from mapped checkpoints, through a method, into updates.
 
 An update is what alpha multiplies: theta = theta_0 + alpha * update. Tensors that no expert changed are left out of
-it, their update being exactly zero. At most one tensor of every checkpoint is in memory at a time.
+it, their update being exactly zero. At most one tensor of every checkpoint is in memory at a time, and it is let go
+before the next is read.
 """
 
-import contextlib
-import hashlib
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raymerge import __version__
-from raymerge.checkpoints import Checkpoint, file_sha256, open_checkpoint
+from raymerge.checkpoints import Checkpoint, open_checkpoint
 from raymerge.errors import MergeInputError
-from raymerge.linalg import check_task_tensors
+from raymerge.linalg import check_task_tensors, stored
 from raymerge.merge_request import MergeRequest, Output
 from raymerge.methods import METHODS
-from raymerge.methods._method import Method
-from raymerge.records import content_id
+from raymerge.methods._method import Method, Use
+from raymerge.notes import about
 
 Update = dict[str, Tensor]
 
-SHARD_COST = 1e9
+SHARD_COST = 1e8
+SHARD_BYTES = 32 * 2**20
 MAX_SHARDS = 64
-"""Shards depend on the request alone, never on the number of workers, so that cached shards stay valid."""
+"""Shards depend on the zero-shot model and the method alone, never on the workers, the experts or the outputs, so that
+cached shards stay valid."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a merge, open: what of them is read when is up to whoever merges.
+
+    moments: per expert, the second moments of the inputs of its matrices; none for methods that need none.
+    """
+
+    zero_shot: Checkpoint
+    experts: tuple[Checkpoint, ...]
+    moments: tuple[Checkpoint, ...] = ()
 
 
 def is_matrix(name: str, ndim: int) -> bool:
@@ -42,15 +51,17 @@ def is_matrix(name: str, ndim: int) -> bool:
 
 def shards_of(request: MergeRequest) -> list[list[str]]:
     """The tensors of the model in groups of similar cost, the costliest first."""
-    shapes = open_checkpoint(request.zero_shot).shapes
-    uses_svd = METHODS[request.method].matrices == "svd"
+    zero_shot = open_checkpoint(request.zero_shot)
+    shapes = {name: shape for name, shape in zero_shot.shapes.items() if name in zero_shot.parameters}
+    uses_svd = METHODS.declaration(request.method).matrices == "svd"
 
     def cost(name: str) -> float:
         shape = shapes[name]
         work = min(shape) if uses_svd and is_matrix(name, len(shape)) else 1
-        return float(torch.Size(shape).numel()) * work * len(request.experts)
+        return float(math.prod(shape)) * work
 
-    wanted = math.ceil(sum(map(cost, shapes)) / SHARD_COST)
+    num_bytes = 4 * sum(map(math.prod, shapes.values()))
+    wanted = math.ceil(max(sum(map(cost, shapes)) / SHARD_COST, num_bytes / SHARD_BYTES))
     groups: list[list[str]] = [[] for _ in range(min(wanted, MAX_SHARDS, len(shapes)))]
     loads = [0.0] * len(groups)
     for name in sorted(shapes, key=lambda n: (-cost(n), n)):  # longest processing time first
@@ -60,6 +71,16 @@ def shards_of(request: MergeRequest) -> list[list[str]]:
     return [group for _, group in sorted(zip(loads, groups, strict=True), key=lambda pair: -pair[0])]
 
 
+def open_models(request: MergeRequest) -> Models:
+    """Map the files of a request.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or holds other things than tensors.
+    """
+    experts, moments = (tuple(map(open_checkpoint, paths)) for paths in (request.experts, request.moments))
+    return Models(open_checkpoint(request.zero_shot), experts, moments)
+
+
 def read_statistics(request: MergeRequest) -> list[Any]:
     """What a flat-vector method must know of the whole task vectors, one entry per output; None when nothing.
 
@@ -67,23 +88,28 @@ def read_statistics(request: MergeRequest) -> list[Any]:
         CheckpointError: a file cannot be read.
         MergeInputError: a setting is out of range, or a task vector is not finite, naming the tensor.
     """
-    method = METHODS[request.method]
-    if method.statistic is None:
+    if METHODS[request.method].statistic is None:
         return [None] * len(request.outputs)
-    zero_shot, experts = _open(request)
-    place = ""
+    return statistics_of(open_models(request), request.method, request.outputs)
 
-    def passes() -> Iterator[Tensor]:
+
+def statistics_of(models: Models, method_name: str, outputs: Sequence[Output]) -> list[Any]:
+    """`read_statistics` of models that are open."""
+    method, place = METHODS[method_name], ""
+    if method.statistic is None:
+        return [None] * len(outputs)
+
+    def passes(tasks: tuple[int, ...] | None) -> Iterator[Tensor]:
         nonlocal place
-        for name in zero_shot.names:
+        for name in models.zero_shot.parameters:
             place = f"'{name}', "
-            yield _task_tensors(name, zero_shot, experts)
+            yield _task_tensors(models, name, tasks)
         place = ""
 
     try:
-        return [method.statistic(passes, **output.setting) for output in request.outputs]
+        return [method.statistic(partial(passes, output.tasks), **output.setting) for output in outputs]
     except MergeInputError as error:
-        raise MergeInputError(f"{place}merged by {request.method}: {error}") from None
+        raise MergeInputError(f"{place}merged by {method_name}: {error}") from None
 
 
 def merge_shard(request: MergeRequest, names: Sequence[str], statistics: Sequence[Any]) -> list[Update]:
@@ -95,126 +121,141 @@ def merge_shard(request: MergeRequest, names: Sequence[str], statistics: Sequenc
         CheckpointError: a file cannot be read.
         MergeInputError: a task vector is not finite, naming the tensor.
     """
-    method = METHODS[request.method]
-    zero_shot, experts = _open(request)
     updates: list[Update] = [{} for _ in request.outputs]
+    models = open_models(request)
+    merged = merge_tensors(models, request.method, names, request.outputs, statistics, planned=request.planned)
+    for name, values in merged:
+        for update, value in zip(updates, values, strict=True):
+            update[name] = value
+    return updates
+
+
+def merge_tensors(
+    models: Models,
+    method_name: str,
+    names: Sequence[str],
+    outputs: Sequence[Output],
+    statistics: Sequence[Any],
+    *,
+    planned: Sequence[Output] = (),
+    device: torch.device | None = None,
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The updates of tensors, one after another: name, and one value per output. Unchanged tensors are left out.
+
+    Args:
+        statistics: of `statistics_of`.
+        planned: `MergeRequest.planned`.
+        device: where to compute; the values come back to the CPU. None: the CPU.
+    Raises:
+        MergeInputError: a task vector is not finite, or the method needs input moments that are missing, naming the
+            tensor.
+    """
+    method = METHODS[method_name]
     for name in names:
-        task_tensors = _task_tensors(name, zero_shot, experts)
-        if not task_tensors.any():  # text leftovers: the update is exactly zero, whatever the method
+        task_tensors = _task_tensors(models, name)
+        if not stored(task_tensors).any():  # text leftovers: the update is exactly zero, whatever the method
             continue
         try:
-            for i, value in enumerate(_merge_tensor(method, name, task_tensors, request.outputs, statistics)):
-                updates[i][name] = value
+            with about(name):
+                if device is not None:
+                    task_tensors = task_tensors.to(device)
+                values = list(_merge_tensor(method, models, name, task_tensors, outputs, statistics, planned))
         except MergeInputError as error:
-            raise MergeInputError(f"'{name}', merged by {request.method}: {error}") from None
-    return updates
+            raise MergeInputError(f"'{name}', merged by {method_name}: {error}") from None
+        del task_tensors
+        yield name, [value.cpu() for value in values]
 
 
 def _merge_tensor(
     method: Method,
+    models: Models,
     name: str,
     task_tensors: Float[Tensor, "tasks ..."],
     outputs: Sequence[Output],
     statistics: Sequence[Any],
+    planned: Sequence[Output],
 ) -> Iterator[Tensor]:
-    averaged = method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1)
-    factors = None
+    """One value per output, in order."""
+    if method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1):
+        check_task_tensors(task_tensors)
+        for output in outputs:
+            chosen = _chosen(task_tensors, output.tasks)
+            yield chosen.mean(dim=0) if method.others == "mean" else chosen.sum(dim=0)
+        return
+    num_tasks = len(task_tensors)
+    moments = _moments(models, name, task_tensors) if method.moments else None
+    shared = None
+    if method.task_factors is not None:
+        uses = [use_of(output, num_tasks) for output in planned or outputs]
+        extra = {"moments": moments} if method.moments else {}
+        shared = method.task_factors(task_tensors, uses, **extra)
+    factors: dict[tuple[int, ...] | None, Any] = {}
     for output, statistic in zip(outputs, statistics, strict=True):
         extra = {} if statistic is None else {"statistic": statistic}
+        chosen = _chosen(task_tensors, output.tasks)
         if output.task is not None:
             assert method.task_update is not None, f"{method.name} has no update per task"
-            yield method.task_update(task_tensors, output.task, **output.setting, **extra)
-        elif averaged:
-            check_task_tensors(task_tensors)
-            yield task_tensors.mean(dim=0)
-        else:
-            assert method.merge is not None, f"{method.name} does not merge"
-            if factors is None:
-                factors = method.factorise(task_tensors) if method.factorise else task_tensors
-            yield method.merge(factors, **output.setting, **extra)
+            yield method.task_update(chosen, output.task, **output.setting, **extra)
+            continue
+        assert method.merge is not None, f"{method.name} does not merge"
+        if output.tasks not in factors:
+            factors.clear()  # outputs of the same tasks follow each other
+            factors[output.tasks] = method.factors(
+                chosen,
+                uses=[use_of(other, num_tasks) for other in planned if other.tasks == output.tasks],
+                task_factors=None if shared is None else of_tasks(shared, output.tasks),
+                moments=None if moments is None else of_tasks(moments, output.tasks),
+            )
+        yield method.merge(factors[output.tasks], **output.setting, **extra)
 
 
-def _open(request: MergeRequest) -> tuple[Checkpoint, list[Checkpoint]]:
-    return open_checkpoint(request.zero_shot), [open_checkpoint(path) for path in request.experts]
+def use_of(output: Output, num_tasks: int) -> Use:
+    """What an output of a request with so many experts is to a method."""
+    return Use(num_tasks if output.tasks is None else len(output.tasks), output.setting)
 
 
-def _task_tensors(name: str, zero_shot: Checkpoint, experts: Sequence[Checkpoint]) -> Float[Tensor, "tasks ..."]:
-    base = zero_shot.tensor(name).float()
-    return torch.stack([expert.tensor(name).float() - base for expert in experts])
+def _chosen(task_tensors: Tensor, tasks: tuple[int, ...] | None) -> Tensor:
+    if tasks is None:
+        return task_tensors
+    if tasks == tuple(range(len(tasks))):  # the first tasks, as nested sets are: no copy
+        return task_tensors[: len(tasks)]
+    return task_tensors[list(tasks)]
 
 
-def cached_merge_shard(
-    request: MergeRequest, hashes: Sequence[str], shard: int, statistics: Sequence[Any] | None, folder: Path
-) -> list[Update]:
-    """`merge_shard` of shard number `shard`, read from `folder` when an earlier run computed it.
-
-    Single tasks' updates are not kept: they are as cheap to compute as to read.
-
-    Args:
-        hashes: SHA-256 of the zero-shot checkpoint and of every expert, in order.
-        statistics: None when `has_cached` said that they are not needed.
-        folder: the merge cache; safe to delete at any time.
-    """
-    paths = [_cache_path(request, hashes, output, shard, folder) for output in request.outputs]
-    found = [None if path is None else _read_cached(path) for path in paths]
-    missing = [i for i, update in enumerate(found) if update is None]
-    if missing:
-        if statistics is None:  # the cache was complete a moment ago; somebody is deleting it
-            statistics = read_statistics(request)
-        todo = replace(request, outputs=tuple(request.outputs[i] for i in missing))
-        updates = merge_shard(todo, shards_of(request)[shard], [statistics[i] for i in missing])
-        for i, update in zip(missing, updates, strict=True):
-            found[i] = update
-            if (path := paths[i]) is not None:
-                _write_cached(path, update)
-    return [update for update in found if update is not None]
+def of_tasks(items: Sequence[Any], tasks: tuple[int, ...] | None) -> list[Any]:
+    """Those items, one per expert of a request, that an output takes."""
+    return list(items) if tasks is None else [items[task] for task in tasks]
 
 
-def has_cached(request: MergeRequest, hashes: Sequence[str], folder: Path) -> bool:
-    """Whether every shard of every output is in the cache, so that no statistic is needed."""
-    shards = range(len(shards_of(request)))
-    paths = [_cache_path(request, hashes, output, shard, folder) for output in request.outputs for shard in shards]
-    return all(path is not None and path.is_file() for path in paths)
+def _task_tensors(models: Models, name: str, tasks: tuple[int, ...] | None = None) -> Float[Tensor, "tasks ..."]:
+    """theta_t - theta_0 in float32, subtracted in the widest precision at hand. Takes no memory where none differs."""
+    base = models.zero_shot.tensor(name)
+    values = [expert.tensor(name) for expert in of_tasks(models.experts, tasks)]
+    if all(value.dtype == base.dtype and torch.equal(value, base) for value in values):
+        return torch.zeros(()).expand(len(values), *base.shape)
+    task_tensors = torch.empty(len(values), *base.shape)
+    for task_tensor, value in zip(task_tensors, values, strict=True):
+        wide = torch.promote_types(torch.promote_types(value.dtype, base.dtype), torch.float32)
+        task_tensor.copy_(value.to(wide) - base.to(wide))
+    return task_tensors
 
 
-def merge_key(request: MergeRequest, hashes: Sequence[str], setting: Mapping[str, Any]) -> str:
-    """Content id of a merged update: checkpoints x tasks x method x structural parameters, and our own code."""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in setting.items()}
-    return content_id([_code_version(), list(hashes), request.method, values], length=32)
-
-
-def _cache_path(request: MergeRequest, hashes: Sequence[str], output: Output, shard: int, folder: Path) -> Path | None:
-    if output.task is not None:
-        return None
-    return folder / merge_key(request, hashes, output.setting) / f"{shard}.safetensors"
-
-
-@cache
-def _code_version() -> str:
-    """Changes with every line that merging runs through: a cached update must never outlive a fixed bug."""
-    package = Path(__file__).parent
-    files = [Path(__file__), package / "linalg.py", package / "checkpoints.py", *(package / "methods").glob("*.py")]
-    digest = hashlib.sha256(__version__.encode())
-    for file in sorted(files):
-        digest.update(file_sha256(file).encode())
-    return digest.hexdigest()
-
-
-def _read_cached(path: Path) -> Update | None:
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        return None
-    except (safetensors.SafetensorError, OSError):  # torn by a full disk or by hand: compute it again
-        return None
-
-
-def _write_cached(path: Path, update: Update) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({name: value.contiguous() for name, value in update.items()}, temporary)
-        temporary.replace(path)
-    except (safetensors.SafetensorError, OSError):  # a full disk costs the cache, not the sweep
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _moments(models: Models, name: str, task_tensors: Tensor) -> list[Tensor]:
+    """The second moments of every expert's inputs to a matrix, on the device of its task tensors."""
+    if not models.moments:
+        raise MergeInputError("there are no input moments: collect them with 'raymerge stats'.")
+    shape, found = tuple(task_tensors.shape[1:]), []
+    for moments in models.moments:
+        if name not in set(moments.names):
+            raise MergeInputError(
+                f"{moments.path} has no input moments of it: no linear layer of the image tower, or collected from "
+                "another backbone; collect them with 'raymerge stats'."
+            )
+        value = moments.tensor(name)
+        if value.ndim != 2 or tuple(value.shape) not in ((1, shape[1]), (shape[0], 1)):
+            raise MergeInputError(
+                f"{moments.path} holds moments of shape {tuple(value.shape)} for a matrix {shape}, expected "
+                f"{(1, shape[1])} or {(shape[0], 1)}: collect them with 'raymerge stats'."
+            )
+        found.append(value.to(task_tensors.device))
+    return found

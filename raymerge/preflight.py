@@ -17,7 +17,7 @@ def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
         CheckpointError: missing, truncated, NaN, or not of this backbone.
     """
     zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
-    for name in zero_shot.names:
+    for name in zero_shot.parameters:
         check_values(zero_shot, name, f"zero-shot of {backbone}")
     return {zero_shot.path: file_sha256(zero_shot.path)}
 

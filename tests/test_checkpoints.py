@@ -218,6 +218,14 @@ def test_an_expert_that_fits(path):
     check_values(expert, "model.half", "expert")
 
 
+@pytest.mark.parametrize("ids", [torch.arange(1, 4), torch.arange(3).int() + 1])
+def test_integers_are_shared_with_the_zero_shot_model(path, ids):
+    zero_shot = Checkpoint(write(path.with_stem("zero"), STATE | {"ids": torch.arange(3)}))
+    check_checkpoint(Checkpoint(write(path.with_stem("same"), STATE | {"ids": torch.arange(3)})), zero_shot, "Cars")
+    with pytest.raises(CheckpointError, match="'ids' holds integers"):
+        check_checkpoint(Checkpoint(write(path, STATE | {"ids": ids})), zero_shot, "Cars")
+
+
 # --- heads ----------------------------------------------------------------------------------------------------------
 
 WEIGHT = torch.arange(6.0).reshape(2, 3) + 0.5

@@ -18,7 +18,7 @@ from raymerge.errors import MergeInputError
 from raymerge.methods import METHODS, Alpha, FixedAlpha, MethodFolder, declared_methods
 from raymerge.methods._method import Method
 
-FUNCTIONS = ("merge", "factorise", "statistic", "task_update")
+FUNCTIONS = ("merge", "factorise", "task_factors", "statistic", "task_update")
 MATRIX_SHAPES = [(8, 8), (12, 5), (5, 12), (1, 4), (4, 1), (1, 1)]
 OTHER_SHAPES = [(), (7,), (3, 2, 2, 4)]
 

@@ -19,7 +19,7 @@ __all__ = ["METHODS", "Alpha", "AlphaGrid", "FixedAlpha", "Interval", "Method", 
 
 _RECORDS = {cls.__name__: cls for cls in (Alpha, AlphaGrid, FixedAlpha, Interval, Parameter)}
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_FUNCTIONS = ("merge", "factorise", "statistic", "task_update")
+_FUNCTIONS = ("merge", "factorise", "task_factors", "statistic", "task_update")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
-from raymerge.linalg import check_task_tensors
+from raymerge.linalg import check_task_tensors, stored
 
 _DIGIT_BITS = 16
 _CHUNK = 1 << 22
@@ -62,10 +62,10 @@ def _select(
                 prefixes = prefixes or [0] * len(tensor)
             num_entries += tensor[0].numel()
             for task, values in enumerate(tensor):
+                if not stored(values).any():  # unused parameters: all zero bits, no need to look at each
+                    counts[task, 0] += values.numel() if prefixes[task] == 0 else 0
+                    continue
                 for chunk in values.reshape(-1).split(_CHUNK):
-                    if not chunk.any():  # unused parameters: all zero bits, no need to look at each
-                        counts[task, 0] += chunk.numel() if prefixes[task] == 0 else 0
-                        continue
                     pattern = chunk.to(float_dtype).abs().view(int_dtype)
                     if not first:
                         pattern = pattern[pattern >> (shift + _DIGIT_BITS) == prefixes[task]]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
-from raymerge.linalg import check_task_tensors
+from raymerge.linalg import check_task_tensors, stored
 from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method, Parameter
 from raymerge.methods._order_statistic import kth_smallest_magnitude
 
@@ -46,6 +46,8 @@ def ties_statistic(passes: Callable[[], Iterable[Tensor]], *, keep: int | float)
     total = 0
     for task_tensors in passes():
         check_task_tensors(task_tensors)
+        if not stored(task_tensors).any():  # unused parameters have no sign
+            continue
         total += int(_column_signs(_trim(task_tensors, thresholds)).sum())
     return TiesStatistic(thresholds, majority_sign=(total > 0) - (total < 0))
 

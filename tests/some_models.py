@@ -1,0 +1,83 @@
+"""Small checkpoints of one model and its experts, for tests of merging, and whole merges of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymerge.checkpoints import save_state_dict
+from raymerge.merge_request import MergeRequest, Output
+from raymerge.merging import merge_shard, read_statistics, shards_of
+from raymerge.methods import METHODS
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.visual.out_proj.weight": (6, 6),
+    "model.visual.c_fc.weight": (9, 5),
+    "model.visual.c_proj.weight": (4, 8),
+    "model.visual.conv1.weight": (4, 3, 2, 2),
+    "model.visual.ln.bias": (7,),
+    "model.logit_scale": (),
+    "model.positional_embedding": (3, 4),
+    "model.text_projection": (4, 4),
+    "model.token_embedding.weight": (5, 4),
+}
+UNTOUCHED = "model.token_embedding.weight"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "weight-averaging": {},
+    "task-arithmetic": {},
+    "ties": {"keep": 0.3},
+    "consensus-ta": {"mask_lambda": (0.3, 0.5, 0.4), "min_tasks": 2.0},
+    "tsv-m": {},
+    "iso-c": {},
+    "iso-cts": {"common_space_fraction": 0.5},
+}
+MERGING = sorted(name for name in METHODS if METHODS.declaration(name).kind == "merging")
+OUTPUTS = {
+    "iso-cts": [Output({"common_space_fraction": f}) for f in (0.2, 0.5, 0.8)],
+    "ties": [Output({"keep": keep}) for keep in (0.1, 0.4, 1.0)],
+    "consensus-ta": [
+        Output({"mask_lambda": 0.2, "min_tasks": 2.0}, task=2),
+        Output({"mask_lambda": (0.2, 0.4, 0.3), "min_tasks": 1.0}),
+        Output({"mask_lambda": 0.6, "min_tasks": 2.0}, task=0),
+    ],
+}
+HASHES = ["z", "a", "b", "c"]
+
+
+def some_states(num_experts: int = 3, seed: int = 0) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    zero_shot = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    experts = [
+        {n: v + 0.1 * torch.randn(v.shape, generator=generator) * (n != UNTOUCHED) for n, v in zero_shot.items()}
+        for _ in range(num_experts)
+    ]
+    return zero_shot, experts
+
+
+def write_states(folder: Path, zero_shot: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> None:
+    save_state_dict(folder / "zero.pt", zero_shot)
+    for i, expert in enumerate(experts):
+        save_state_dict(folder / f"expert{i}.pt", expert)
+
+
+def request_of(folder: Path, method: str, *outputs: Output, num_experts: int = 3) -> MergeRequest:
+    experts = tuple(folder / f"expert{i}.pt" for i in range(num_experts))
+    return MergeRequest(folder / "zero.pt", experts, method, outputs or (Output(SETTINGS[method]),))
+
+
+def merge_all(request: MergeRequest) -> list[dict[str, Tensor]]:
+    """Whole updates, shard by shard."""
+    statistics = read_statistics(request)
+    updates: list[dict[str, Tensor]] = [{} for _ in request.outputs]
+    for names in shards_of(request):
+        for update, part in zip(updates, merge_shard(request, names, statistics), strict=True):
+            assert not update.keys() & part.keys()
+            update |= part
+    return updates
+
+
+def assert_identical(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -53,7 +53,7 @@ def shards_of(request: MergeRequest) -> list[list[str]]:
     """The tensors of the model in groups of similar cost, the costliest first."""
     zero_shot = open_checkpoint(request.zero_shot)
     shapes = {name: shape for name, shape in zero_shot.shapes.items() if name in zero_shot.parameters}
-    uses_svd = METHODS.declaration(request.method).matrices == "svd"
+    uses_svd = METHODS[request.method].matrices == "svd"
 
     def cost(name: str) -> float:
         shape = shapes[name]

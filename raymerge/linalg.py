@@ -15,9 +15,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
+from raymerge.notes import note
 
 ILL_CONDITIONED = 1e-6
 """Smallest over largest singular value below which rounding noise of the inputs decides a flattened spectrum."""
+
+SMALL = 64
+"""With fewer rows or columns than this, a full SVD takes no longer than anything else."""
+
+_GRAM_BLOCK = 192
 
 
 def check_task_tensors(task_tensors: Tensor) -> None:
@@ -65,6 +71,37 @@ def check_task_matrices(task_matrices: Tensor) -> None:
     check_task_tensors(task_matrices)
 
 
+class Uncertified(Exception):
+    """A fast way cannot vouch for its result; the caller takes the full decomposition. Never reaches a user."""
+
+
+def sum_of_tasks(task_tensors: Float[Tensor, " tasks *shape"]) -> Float64[Tensor, " *shape"]:
+    """sum_t tau_t in float64, without a copy of all task tensors in float64."""
+    total = torch.zeros(task_tensors.shape[1:], dtype=torch.float64, device=task_tensors.device)
+    for task_tensor in task_tensors:
+        total += task_tensor.double()
+    return total
+
+
+def tolerance_for(dtype: torch.dtype) -> float:
+    """The relative error that a float64 decomposition may have when the result is rounded to `dtype`.
+
+    0 for float64: nothing but a full decomposition will do.
+    """
+    return 0.0 if dtype == torch.float64 else 1e-7
+
+
+def note_conditioning(conditioning: float, of: str) -> None:
+    """Say so where rounding noise of the inputs decides what is flattened or whitened."""
+    if conditioning < ILL_CONDITIONED:
+        note(f"{of} has singular values from 1 to {conditioning:.0e}, so rounding noise of the checkpoints decides it")
+
+
+def note_fallback(what: str, reason: Exception) -> None:
+    """Say that full decompositions were taken instead of a fast way."""
+    note(f"{what}: merged by full decompositions, because {reason}")
+
+
 @dataclass(frozen=True)
 class ConditionedMatrix:
     """A merged matrix and how well the inputs determine it.
@@ -84,8 +121,21 @@ def conditioning(singular_values: Float64[Tensor, " values"], size: int) -> floa
     return float(singular_values[-1] / singular_values[0]) if len(singular_values) == size else 0.0
 
 
+def gram(matrices: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch rows rows"]:
+    """X X^T in the precision of X. Products of large matrices are formed once for both halves."""
+    rows = matrices.shape[-2]
+    if rows < 2 * _GRAM_BLOCK:
+        return matrices @ matrices.mT
+    product = matrices.new_empty(*matrices.shape[:-1], rows)
+    for start in range(0, rows, _GRAM_BLOCK):
+        stop = min(start + _GRAM_BLOCK, rows)
+        torch.matmul(matrices[..., start:stop, :], matrices[..., :stop, :].mT, out=product[..., start:stop, :stop])
+        product[..., :start, start:stop] = product[..., start:stop, :start].mT
+    return product
+
+
 def compact_svd(
-    matrix: Float[Tensor, "rows cols"], scale: float | None = None
+    matrix: Float[Tensor, "rows cols"], scale: float | None = None, tolerance: float = 0.0
 ) -> tuple[Float64[Tensor, "rows rank"], Float64[Tensor, " rank"], Float64[Tensor, "rank cols"]]:
     """u, s, vh with matrix = u diag(s) vh and s > 0, in descending order, in float64.
 
@@ -93,23 +143,70 @@ def compact_svd(
         matrix: finite.
         scale: what a singular value is compared with to be called zero; the largest one by default. Pass the norm
             of the original when `matrix` is what a projection left of it, so that cancellation noise is dropped.
+        tolerance: relative error that the vectors may have. Where the conditioning allows it, they are then taken
+            from the Gram matrix, several times faster, and the rank is full.
     Raises:
         MergeInputError: the decomposition did not converge.
     """
     rows, cols = matrix.shape
-    u, s, vh = _thin_svd(matrix.double())
+    matrix = matrix.double()
+    short = matrix if rows <= cols else matrix.mT
+    if (found := _eigen_by_gram(short, tolerance)) is not None:
+        u, s = found
+        vh = (u.mT @ short) / s[:, None]
+        return (u, s, vh) if rows <= cols else (vh.mT, s, u.mT)
+    u, s, vh = _thin_svd(matrix)
     largest = float(s[0]) if scale is None and len(s) else (scale or 0.0)
     rank = int((s > max(rows, cols) * torch.finfo(torch.float64).eps * largest).sum())
     return u[:, :rank], s[:rank], vh[:rank]
 
 
-def polar_factor(matrix: Float[Tensor, "rows cols"]) -> tuple[Float64[Tensor, "rows cols"], float]:
+def polar_factor(
+    matrix: Float[Tensor, "rows cols"], tolerance: float = 0.0
+) -> tuple[Float64[Tensor, "rows cols"], float]:
     """The nearest (partial) isometry, u vh of the compact SVD, and its conditioning.
 
     X (X^T X)^(-1/2) where X has full column rank; unique in every case.
+
+    Args:
+        tolerance: relative error that the factor may have, as for `compact_svd`.
     """
+    matrix = matrix.double()
+    wide = matrix.shape[0] <= matrix.shape[1]
+    short = matrix if wide else matrix.mT
+    if (found := _eigen_by_gram(short, tolerance)) is not None:
+        u, s = found
+        factor = ((u / s) @ u.mT) @ short
+        return factor if wide else factor.mT, conditioning(s, len(s))
     u, s, vh = compact_svd(matrix)
     return u @ vh, conditioning(s, min(matrix.shape))
+
+
+def inverse_sqrt(
+    matrices: Float64[Tensor, "*batch size size"], tolerance: float
+) -> tuple[Float64[Tensor, "*batch size size"], Float64[Tensor, "*batch size"]] | None:
+    """G^(-1/2) of Gram matrices and their eigenvalues, ascending; None where the error may exceed the tolerance.
+
+    Args:
+        tolerance: relative error of the polar factor X G^(-1/2): float64 rounding over the ratio of eigenvalues.
+    """
+    values, vectors = torch.linalg.eigh(matrices)
+    if not bool((values[..., 0] > torch.finfo(torch.float64).eps / tolerance * values[..., -1]).all()):
+        return None
+    return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT, values
+
+
+def _eigen_by_gram(short: Tensor, tolerance: float) -> tuple[Tensor, Tensor] | None:
+    """Left singular vectors and singular values, descending, of a matrix with no more rows than columns.
+
+    None where it is small, or where squaring the singular values may cost more than the tolerance.
+    """
+    if tolerance == 0 or len(short) < SMALL:
+        return None
+    values, vectors = torch.linalg.eigh(gram(short))
+    if not float(values[0]) > torch.finfo(torch.float64).eps / tolerance * float(values[-1]):
+        return None
+    return vectors.flip(-1), values.flip(-1).sqrt()
 
 
 def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

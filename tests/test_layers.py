@@ -18,6 +18,8 @@ LAYERS = {
     "raymerge.notes": 0,
     "raymerge.methods": 1,
     "raymerge.linalg": 1,
+    "raymerge.linalg_joined": 1,
+    "raymerge.linalg_leading": 1,
     "raymerge.metrics": 1,
     "raymerge.selection": 1,
     "raymerge.backbones": 2,

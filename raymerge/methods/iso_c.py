@@ -1,19 +1,30 @@
 """Iso-C: isotropic merging in the common subspace."""
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from raymerge.linalg import ConditionedMatrix, check_task_matrices, compact_svd, conditioning
+from raymerge.linalg import (
+    ConditionedMatrix,
+    check_task_matrices,
+    note_conditioning,
+    polar_factor,
+    sum_of_tasks,
+    tolerance_for,
+)
 from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method
 
 
 def flatten_spectrum(
-    u: Float64[Tensor, "rows rank"], s: Float64[Tensor, " rank"], vh: Float64[Tensor, "rank cols"]
-) -> Float64[Tensor, "rows cols"]:
-    """s_bar U Vh, s_bar = mean over r = min(rows, cols) singular values, those beyond the rank being zero. Eq. 7-8."""
-    isotropic_factor = s.sum() / min(u.shape[0], vh.shape[1])
-    return isotropic_factor * (u @ vh)
+    matrix: Float64[Tensor, "rows cols"], tolerance: float
+) -> tuple[Float64[Tensor, "rows cols"], float]:
+    """s_bar U Vh of U diag(s) Vh, and its conditioning. Eq. 7-8.
+
+    U Vh is the polar factor, and sum(s) its inner product with the matrix, so no singular vector is needed. s_bar is
+    the mean over r = min(rows, cols) values, those beyond the rank being zero.
+    """
+    isometry, conditioning = polar_factor(matrix, tolerance)
+    isotropic_factor = (isometry * matrix).sum() / min(matrix.shape)
+    return isotropic_factor * isometry, conditioning
 
 
 def iso_c_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> ConditionedMatrix:
@@ -30,9 +41,9 @@ def iso_c_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> Conditio
         MergeInputError: there is no task, a matrix is empty, or a value is not finite.
     """
     check_task_matrices(task_matrices)
-    u, s, vh = compact_svd(task_matrices.sum(dim=0, dtype=torch.float64))
-    update = flatten_spectrum(u, s, vh).to(task_matrices.dtype)
-    return ConditionedMatrix(update, conditioning(s, min(update.shape)))
+    update, conditioning = flatten_spectrum(sum_of_tasks(task_matrices), tolerance_for(task_matrices.dtype))
+    note_conditioning(conditioning, "the sum of the task matrices")
+    return ConditionedMatrix(update.to(task_matrices.dtype), conditioning)
 
 
 def iso_c(factors: ConditionedMatrix) -> Float[Tensor, "rows cols"]:

@@ -1,5 +1,6 @@
 """Iso-CTS: isotropic merging in the common and the task-specific subspaces."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,20 +8,39 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
-from raymerge.linalg import check_task_matrices, compact_svd, conditioning, polar_factor
-from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method, Parameter
-from raymerge.methods.iso_c import flatten_spectrum
+from raymerge.linalg import (
+    SMALL,
+    Uncertified,
+    check_task_matrices,
+    compact_svd,
+    conditioning,
+    note_conditioning,
+    note_fallback,
+    polar_factor,
+    sum_of_tasks,
+    tolerance_for,
+)
+from raymerge.linalg_joined import joined_polar_factor
+from raymerge.linalg_leading import precision_for
+from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method, Parameter, Use
+from raymerge.methods._projected import ProjectedGrams, projected_grams, projected_triplets
+from raymerge.methods.iso_c import iso_c, iso_c_factorise
 
 
 @dataclass(frozen=True)
 class IsoCtsFactors:
-    """What every common-space fraction shares: the SVD of the sum, compact and in float64, and the task matrices."""
+    """What every common-space fraction shares: the SVD of the sum, compact and in float64, and the task matrices.
+
+    grams: what the projected task matrices have in common for all fractions that were planned; None where each
+        fraction computes it for itself.
+    """
 
     task_matrices: Float[Tensor, "tasks rows cols"]
     u: Float64[Tensor, "rows rank"]
     s: Float64[Tensor, " rank"]
     vh: Float64[Tensor, "rank cols"]
     conditioning: float
+    grams: ProjectedGrams | None = None
 
 
 def subspace_sizes(num_values: int, num_tasks: int, common_space_fraction: int | float) -> tuple[int, int]:
@@ -39,17 +59,28 @@ def subspace_sizes(num_values: int, num_tasks: int, common_space_fraction: int |
     return num_values - num_per_task * num_tasks, num_per_task
 
 
-def iso_cts_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> IsoCtsFactors:
+def iso_cts_factorise(task_matrices: Float[Tensor, "tasks rows cols"], uses: Sequence[Use] = ()) -> IsoCtsFactors:
     """Decompose the sum, the common space of every fraction.
 
     Args:
         task_matrices: theta_t - theta_0 of one layer, one slice per task. Read only, and not copied.
+        uses: the fractions that will be merged.
     Raises:
-        MergeInputError: there is no task, a matrix is empty, or a value is not finite.
+        MergeInputError: there is no task, a matrix is empty, a value is not finite, or a fraction is outside [0, 1].
     """
     check_task_matrices(task_matrices)
-    u, s, vh = compact_svd(task_matrices.sum(dim=0, dtype=torch.float64))
-    return IsoCtsFactors(task_matrices, u, s, vh, conditioning(s, min(task_matrices.shape[1:])))
+    num_tasks, rows, cols = task_matrices.shape
+    num_values = min(rows, cols)
+    u, s, vh = compact_svd(sum_of_tasks(task_matrices), tolerance=tolerance_for(task_matrices.dtype))
+    grams = None
+    sizes = {subspace_sizes(num_values, num_tasks, use.setting["common_space_fraction"]) for use in uses}
+    planned = [num_common for num_common, num_per_task in sizes if num_per_task]
+    if planned and _is_large(task_matrices) and len(s) == num_values:
+        precision = precision_for(num_values, 1 / num_tasks)
+        grams = projected_grams(task_matrices.to(precision), u.to(precision), min(planned))
+    found = conditioning(s, num_values)
+    note_conditioning(found, "the sum of the task matrices")
+    return IsoCtsFactors(task_matrices, u, s, vh, found, grams)
 
 
 def iso_cts(factors: IsoCtsFactors, *, common_space_fraction: int | float) -> Float[Tensor, "rows cols"]:
@@ -70,16 +101,31 @@ def iso_cts(factors: IsoCtsFactors, *, common_space_fraction: int | float) -> Fl
     Raises:
         MergeInputError: the fraction is outside [0, 1].
     """
-    num_tasks, rows, cols = factors.task_matrices.shape
-    dtype, num_values = factors.task_matrices.dtype, min(rows, cols)
+    task_matrices = factors.task_matrices
+    num_tasks, rows, cols = task_matrices.shape
+    num_values = min(rows, cols)
     num_common, num_per_task = subspace_sizes(num_values, num_tasks, common_space_fraction)
     if num_per_task == 0:
-        return flatten_spectrum(factors.u, factors.s, factors.vh).to(dtype)
-    if not factors.task_matrices.any():
-        return torch.zeros(rows, cols, dtype=dtype, device=factors.task_matrices.device)
-    u_common = factors.u[:, :num_common]
+        return iso_c(iso_c_factorise(task_matrices))
+    if _is_large(task_matrices) and len(factors.s) == num_values:
+        try:
+            return _merge_large(factors, num_common, num_per_task).to(task_matrices.dtype)
+        except Uncertified as reason:
+            note_fallback(f"common_space_fraction {common_space_fraction:g}", reason)
+    return _merge_exactly(factors, num_common, num_per_task).to(task_matrices.dtype)
+
+
+def _is_large(task_matrices: Tensor) -> bool:
+    return task_matrices.dtype != torch.float64 and min(task_matrices.shape[1:]) >= SMALL
+
+
+def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
+    """By full decompositions in float64, leaving null directions out."""
+    task_matrices, u_common = factors.task_matrices, factors.u[:, :num_common]
+    if not task_matrices.any():
+        return torch.zeros_like(task_matrices[0])
     lefts, spectra, rights = [u_common], [factors.s[:num_common]], [factors.vh[:num_common]]
-    for task_matrix in factors.task_matrices:
+    for task_matrix in task_matrices:
         task_matrix = task_matrix.double()
         residual = task_matrix - u_common @ (u_common.mT @ task_matrix)
         u, s, vh = compact_svd(residual, scale=float(torch.linalg.matrix_norm(task_matrix)))
@@ -88,8 +134,32 @@ def iso_cts(factors: IsoCtsFactors, *, common_space_fraction: int | float) -> Fl
         rights.append(vh[:num_per_task])
     left, _ = polar_factor(torch.cat(lefts, dim=1))
     right, _ = polar_factor(torch.cat(rights))
-    isotropic_factor = torch.cat(spectra).sum() / num_values
-    return (isotropic_factor * (left @ right)).to(dtype)
+    isotropic_factor = torch.cat(spectra).sum() / min(task_matrices.shape[1:])
+    return isotropic_factor * (left @ right)
+
+
+def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
+    """By leading triplets and Gram matrices.
+
+    Task-specific left vectors are orthogonal to U_k exactly, so polar([U_k L]) = [U_k polar(L)]; on the right side
+    there is no such orthogonality.
+
+    Raises:
+        Uncertified: a part of it cannot be vouched for.
+    """
+    num_tasks, rows, cols = factors.task_matrices.shape
+    precision, tolerance = precision_for(min(rows, cols), 1 / num_tasks), tolerance_for(torch.float32)
+    task_matrices, u = factors.task_matrices.to(precision), factors.u.to(precision)
+    specific = projected_triplets(task_matrices, u, num_common, num_per_task, factors.grams)
+    num_specific = num_tasks * num_per_task
+    u_common, vh_common = factors.u[:, :num_common], factors.vh[:num_common]
+    u_specific = specific.u.permute(1, 0, 2).reshape(rows, num_specific)
+    vh_specific = specific.vh.reshape(num_specific, cols)
+    isotropic_factor = (factors.s[:num_common].sum() + specific.s.sum()) / (num_common + num_specific)
+    left, _ = polar_factor(u_specific, tolerance)
+    right = joined_polar_factor(vh_common, vh_specific.double(), tolerance)
+    product = torch.cat([u_common.float(), left.float()], dim=1) @ right.float()
+    return isotropic_factor * product
 
 
 METHOD = Method(
@@ -108,4 +178,5 @@ METHOD = Method(
     matrices="svd",
     merge=iso_cts,
     factorise=iso_cts_factorise,
+    plans=True,
 )

@@ -1,14 +1,62 @@
 """TSV-M: the strongest directions of every task, made orthogonal to each other."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raymerge.linalg import ConditionedMatrix, check_task_matrices, compact_svd, polar_factor
-from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method
+from raymerge.linalg import (
+    SMALL,
+    ConditionedMatrix,
+    Uncertified,
+    check_task_matrices,
+    compact_svd,
+    note_conditioning,
+    note_fallback,
+    polar_factor,
+    tolerance_for,
+)
+from raymerge.linalg_leading import leading_triplets, precision_for
+from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method, Use
 
 
-def tsv_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> ConditionedMatrix:
+@dataclass(frozen=True)
+class TaskDirections:
+    """The strongest singular triplets of one task matrix, in descending order; fewer than wanted at a lower rank."""
+
+    u: Float[Tensor, "rows count"]
+    s: Float[Tensor, " count"]
+    vh: Float[Tensor, "count cols"]
+
+
+def tsv_task_factors(task_matrices: Float[Tensor, "tasks rows cols"], uses: Sequence[Use] = ()) -> list[TaskDirections]:
+    """The strongest directions of every task, as many as the smallest set of tasks gives to each.
+
+    Args:
+        task_matrices: theta_t - theta_0 of one layer, one slice per task. Read only.
+        uses: the sets of tasks to be merged; that of all these tasks when empty.
+    Raises:
+        MergeInputError: there is no task, a matrix is empty, or a value is not finite.
+    """
+    check_task_matrices(task_matrices)
+    num_values = min(task_matrices.shape[1:])
+    count = num_values // min((use.num_tasks for use in uses), default=len(task_matrices))
+    if count and task_matrices.dtype != torch.float64 and num_values >= SMALL:
+        try:
+            precision = precision_for(num_values, count / num_values)
+            found = leading_triplets(task_matrices.to(precision), count)
+            return [TaskDirections(*triplets) for triplets in zip(found.u, found.s, found.vh, strict=True)]
+        except Uncertified as reason:
+            note_fallback(f"{count} directions of every task", reason)
+    decompositions = (compact_svd(task_matrix) for task_matrix in task_matrices)
+    return [TaskDirections(u[:, :count], s[:count], vh[:count]) for u, s, vh in decompositions]
+
+
+def tsv_factorise(
+    task_matrices: Float[Tensor, "tasks rows cols"], task_factors: Sequence[TaskDirections] | None = None
+) -> ConditionedMatrix:
     """Keep the top r // T singular triplets of every task, whiten the stacked bases, put the spectra back.
 
     With Delta_t ~ U_t diag(s_t) Vh_t truncated to r // T triplets, r = min(rows, cols), U = [U_1 ... U_T] and
@@ -19,6 +67,7 @@ def tsv_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> Conditione
 
     Args:
         task_matrices: theta_t - theta_0 of one layer, one slice per task. Read only.
+        task_factors: of `tsv_task_factors`, for these tasks.
     Raises:
         MergeInputError: there is no task, a matrix is empty, or a value is not finite.
     """
@@ -27,11 +76,14 @@ def tsv_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> Conditione
     num_per_task = min(shape) // num_tasks
     if num_per_task == 0 or not task_matrices.any():
         return ConditionedMatrix(torch.zeros_like(task_matrices[0]), conditioning=1.0)
-    triplets = [compact_svd(task_matrix) for task_matrix in task_matrices]
-    left, left_conditioning = polar_factor(torch.cat([u[:, :num_per_task] for u, _, _ in triplets], dim=1))
-    right, right_conditioning = polar_factor(torch.cat([vh[:num_per_task] for _, _, vh in triplets]))
-    spectrum = torch.cat([s[:num_per_task] for _, s, _ in triplets])
-    update = (left * spectrum) @ right
+    directions = task_factors or tsv_task_factors(task_matrices)
+    tolerance = tolerance_for(task_matrices.dtype)
+    left, left_conditioning = polar_factor(torch.cat([d.u[:, :num_per_task] for d in directions], dim=1), tolerance)
+    right, right_conditioning = polar_factor(torch.cat([d.vh[:num_per_task] for d in directions]), tolerance)
+    spectrum = torch.cat([d.s[:num_per_task] for d in directions]).double()
+    note_conditioning(min(left_conditioning, right_conditioning), "the stacked directions of the tasks")
+    precision = torch.promote_types(task_matrices.dtype, torch.float32)
+    update = (left * spectrum).to(precision) @ right.to(precision)
     return ConditionedMatrix(update.to(task_matrices.dtype), min(left_conditioning, right_conditioning))
 
 
@@ -48,4 +100,5 @@ METHOD = Method(
     matrices="svd",
     merge=tsv_m,
     factorise=tsv_factorise,
+    task_factors=tsv_task_factors,
 )

@@ -1,0 +1,111 @@
+"""Leading triplets of what a common space leaves of every task matrix, for many sizes of the common space.
+
+With sum_t Delta_t = U S V^T (r = min(rows, cols) triplets) and B_t = U^T Delta_t, the projected task matrix is
+(I - U_k U_k^T) Delta_t. Its Gram matrices follow from matrices that do not depend on k:
+
+    rows <= cols, from the left, in the basis U_k: :   B_t[k:] B_t[k:]^T, a trailing block of B_t B_t^T
+    rows >  cols, from the right:                      E_t + B_t[k:]^T B_t[k:],  E_t = Delta_t^T Delta_t - B_t^T B_t
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from raymerge.linalg import compact_svd, gram, tolerance_for
+from raymerge.linalg_leading import Triplets, leading_eigenspaces, triplets_of_basis, with_exact
+
+
+@dataclass(frozen=True)
+class ProjectedGrams:
+    """What the Gram matrices for every k >= first have in common, in the precision of the task matrices.
+
+    trailing: B_t[first:] B_t[first:]^T where rows <= cols, else None.
+    outside, inside: E_t and B_t where rows > cols, else None.
+    energy: what the differences in them were taken from, as a trace.
+    """
+
+    first: int
+    energy: Float64[Tensor, " tasks"]
+    trailing: Float[Tensor, "tasks size size"] | None = None
+    outside: Float[Tensor, "tasks cols cols"] | None = None
+    inside: Float[Tensor, "tasks cols cols"] | None = None
+
+
+def projected_grams(
+    task_matrices: Float[Tensor, "tasks rows cols"], u: Float[Tensor, "rows rank"], first: int
+) -> ProjectedGrams:
+    """One pass over the task matrices.
+
+    Args:
+        u: all r left singular vectors of the sum.
+        first: the smallest k that will be asked for.
+    """
+    num_tasks, rows, cols = task_matrices.shape
+    energy = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in task_matrices])
+    if rows > cols:
+        inside, outside = (task_matrices.new_empty(num_tasks, cols, cols) for _ in range(2))
+        for t, task_matrix in enumerate(task_matrices):
+            torch.mm(u.mT, task_matrix, out=inside[t])
+            outside[t] = gram(task_matrix.mT) - gram(inside[t].mT)
+        return ProjectedGrams(first, energy, outside=outside, inside=inside)
+    rest = u[:, first:]
+    trailing = task_matrices.new_empty(num_tasks, rows - first, rows - first)
+    for t, task_matrix in enumerate(task_matrices):
+        if cols >= 2 * rows and first < rows / 2:  # the Gram matrix of Delta_t first: it is smaller than B_t
+            trailing[t] = rest.mT @ (gram(task_matrix) @ rest)
+        else:
+            trailing[t] = gram(rest.mT @ task_matrix)
+    return ProjectedGrams(first, energy, trailing=trailing)
+
+
+def projected_triplets(
+    task_matrices: Float[Tensor, "tasks rows cols"],
+    u: Float[Tensor, "rows rank"],
+    num_common: int,
+    count: int,
+    grams: ProjectedGrams | None = None,
+) -> Triplets:
+    """The `count` leading triplets of (I - U_k U_k^T) Delta_t of every task, k = num_common.
+
+    Args:
+        task_matrices, u: of the same precision.
+        grams: with first <= num_common; computed for this k alone where they are None.
+    Raises:
+        Uncertified: the common space leaves a task too few directions.
+    """
+    grams = grams or projected_grams(task_matrices, u, num_common)
+    common, rest = u[:, :num_common], u[:, num_common:]
+    if grams.trailing is not None:
+        start = num_common - grams.first
+        spaces = leading_eigenspaces(grams.trailing[:, start:, start:].contiguous(), count, grams.energy)
+        basis = _times(rest, spaces.basis)
+        found = Triplets(*triplets_of_basis(basis, basis.mT @ task_matrices))
+    else:
+        assert grams.inside is not None
+        assert grams.outside is not None
+        left_over = grams.inside[:, num_common:]
+        matrices = torch.stack([e + gram(b.mT) for e, b in zip(grams.outside, left_over, strict=True)])
+        spaces = leading_eigenspaces(matrices, count, grams.energy)
+        image = task_matrices @ spaces.basis - _times(common, grams.inside[:, :num_common] @ spaces.basis)
+        v, s, uh = triplets_of_basis(spaces.basis, image.mT)
+        found = Triplets(uh.mT, s, v.mT)
+
+    def decompose(task: int) -> tuple[Tensor, Tensor, Tensor]:
+        task_matrix = task_matrices[task].double()
+        scale, tolerance = float(torch.linalg.matrix_norm(task_matrix)), tolerance_for(torch.float32)
+        if grams.trailing is not None:
+            left, s, vh = compact_svd(rest.double().mT @ task_matrix, scale, tolerance)
+            return rest.double() @ left, s, vh
+        residual = task_matrix - common.double() @ (common.double().mT @ task_matrix)
+        return compact_svd(residual, scale, tolerance)
+
+    return with_exact(found, spaces.error, decompose)
+
+
+def _times(matrix: Tensor, batch: Tensor) -> Tensor:
+    """matrix @ batch[t] for every t, as one product."""
+    num_tasks, inner, count = batch.shape
+    product = matrix @ batch.permute(1, 0, 2).reshape(inner, num_tasks * count)
+    return product.reshape(len(matrix), num_tasks, count).permute(1, 0, 2)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+torch.set_num_threads(1)  # as in a sweep; several threads wait for each other where cores are shared
+
 hypothesis.settings.register_profile("raymerge", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("raymerge")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def iso_c(deltas: Tensor) -> Tensor:
-    u, s, v = np.linalg.svd(_numpy(deltas).sum(axis=0), full_matrices=False)
+    u, s, v = _svd(_numpy(deltas).sum(axis=0))
     return torch.from_numpy(u @ np.diag(np.full(len(s), s.mean())) @ v)
 
 
@@ -28,11 +28,11 @@ def iso_cts(deltas: Tensor, fraction: float) -> Tensor:
     num_tasks, rows, cols = deltas_.shape
     r = min(rows, cols)
     k, per_task = iso_cts_sizes(r, num_tasks, fraction)
-    u, s, v = np.linalg.svd(deltas_.sum(axis=0), full_matrices=False)
+    u, s, v = _svd(deltas_.sum(axis=0))
     left, sigma, right = np.zeros((rows, r)), np.zeros(r), np.zeros((r, cols))
     for t in range(num_tasks):
         rest = deltas_[t] - u[:, :k] @ u[:, :k].T @ deltas_[t]
-        ut, st, vt = np.linalg.svd(rest, full_matrices=False)
+        ut, st, vt = _svd(rest)
         at = slice(t * per_task, (t + 1) * per_task)
         left[:, at], sigma[at], right[at] = ut[:, :per_task], st[:per_task], vt[:per_task]
     left[:, r - k :], sigma[r - k :], right[r - k :] = u[:, :k], s[:k], v[:k]
@@ -46,7 +46,7 @@ def tsv_m(deltas: Tensor) -> Tensor:
     per_task = int(r / num_tasks)
     left, sigma, right = np.zeros((rows, r)), np.zeros(r), np.zeros((r, cols))
     for t in range(num_tasks):
-        ut, st, vt = np.linalg.svd(deltas_[t], full_matrices=False)
+        ut, st, vt = _svd(deltas_[t])
         at = slice(t * per_task, (t + 1) * per_task)
         left[:, at], sigma[at], right[at] = ut[:, :per_task], st[:per_task], vt[:per_task]
     return torch.from_numpy(_polar(left) @ np.diag(sigma) @ _polar(right))
@@ -85,8 +85,14 @@ def consensus_ta(zero_shot: Tensor, experts: Tensor, mask_lambda: list[float], m
     return (experts - zero_shot).sum(dim=0) * (agreement >= min_tasks)
 
 
+def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thin, by torch: numpy's is many times slower where its BLAS knows the processor badly."""
+    u, s, vh = torch.linalg.svd(torch.from_numpy(matrix), full_matrices=False)
+    return u.numpy(), s.numpy(), vh.numpy()
+
+
 def _polar(matrix: np.ndarray) -> np.ndarray:
-    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    u, _, v = _svd(matrix)
     return u @ v
 
 

@@ -256,10 +256,10 @@ def test_outputs_share_the_factorisation(folder, monkeypatch):
     calls = []
     method = METHODS["iso-cts"]
 
-    def counting(task_matrices: Tensor) -> Any:
+    def counting(task_matrices: Tensor, **extra: Any) -> Any:
         calls.append(tuple(task_matrices.shape))
         assert method.factorise
-        return method.factorise(task_matrices)
+        return method.factorise(task_matrices, **extra)
 
     monkeypatch.setattr(merging, "METHODS", {"iso-cts": replace(method, factorise=counting)})
     merge_all(request_of(folder, "iso-cts", *OUTPUTS["iso-cts"]))

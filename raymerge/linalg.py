@@ -97,6 +97,13 @@ def note_conditioning(conditioning: float, of: str) -> None:
         note(f"{of} has singular values from 1 to {conditioning:.0e}, so rounding noise of the checkpoints decides it")
 
 
+def note_cancellation(total: Tensor, norms: float) -> None:
+    """Say so where terms whose norms add up to `norms` leave next to nothing, which is then scaled up."""
+    part = float(torch.linalg.matrix_norm(total)) / norms if norms else 1.0
+    if part < 1e-3:
+        note(f"the terms cancel to {part:.0e} of their norms, so what is flattened is little more than their errors")
+
+
 def note_fallback(what: str, reason: Exception) -> None:
     """Say that full decompositions were taken instead of a fast way."""
     note(f"{what}: merged by full decompositions, because {reason}")

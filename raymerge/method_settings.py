@@ -74,8 +74,9 @@ class Linspace(Section):
         return tuple(float(start + (stop - start) * i / (self.num - 1)) for i in range(self.num))
 
 
-Setting = float | tuple[float, ...] | Range | Linspace
-"""What a sweep says about one number of a method: its value, the values to try, or a range of them."""
+Setting = float | str | tuple[float, ...] | Range | Linspace
+"""What a sweep says about one parameter of a method: its value, the values to try, or a range of them. A word for a
+parameter that is one of several words."""
 
 
 def _exact(value: float) -> Fraction:
@@ -148,6 +149,13 @@ def _read_settings(
             hint = did_you_mean(str(key), known) if known else "It has none."
             problems.append(((key,), f"unknown parameter '{path}'. {hint}"))
             continue
+        choices = parameters[key].choices if key in parameters else None
+        if choices is not None:
+            if value in choices:
+                settings[key] = value
+            else:
+                problems.append(((key,), f"'{path}' is {shortened(value)}, expected one of {', '.join(choices)}."))
+            continue
         try:
             settings[key] = _read_setting(value, alpha=key == "alpha")
         except ValidationError as error:
@@ -192,6 +200,7 @@ def _out_of_bounds(setting: Setting, parameter: Parameter) -> list[str]:
 def _values_of(setting: Setting) -> tuple[float, ...]:
     if isinstance(setting, Range | Linspace):
         return setting.values() or ()
+    assert not isinstance(setting, str)
     return setting if isinstance(setting, tuple) else (setting,)
 
 
@@ -200,7 +209,7 @@ def _against_policy(method: Method, key: str, setting: Setting, policy: Policy) 
     per_task = method.per_task_parameter
     if continuous and (policy != "tpe" or (per_task and per_task.name == key)):
         return [f"'methods.{method.name}.{key}' has no step, so its values cannot be listed; add 'step'."]
-    searched = not isinstance(setting, float) and key != "alpha" and not (per_task and per_task.name == key)
+    searched = not isinstance(setting, float | str) and key != "alpha" and not (per_task and per_task.name == key)
     if searched and policy == "paper":
         return [
             f"'methods.{method.name}.{key}' is searched, but policy paper searches alpha alone; "
@@ -228,5 +237,5 @@ def explicit_settings(method: Method, given: Mapping[str, Setting], policy: Poli
             found = parameter.search
             settings[parameter.name] = Range(low=found.low, high=found.high, step=found.step)
         else:
-            settings[parameter.name] = float(parameter.default)
+            settings[parameter.name] = parameter.default if parameter.choices else float(parameter.default)
     return {**settings, **given}

@@ -1,9 +1,9 @@
 """The three tables as Arrow schemas, and the way between a TrialRecord and its rows.
 
-A parameter is one column: float64, null where a method has no such parameter. A parameter that every task chooses
-for itself is the value of the row's task in `evaluations`, and the list over `tasks` elsewhere (of length one while
-all tasks share a value). `trials.point` repeats alpha and parameters exactly, as JSON. Partition columns
-(backbone, num_tasks, method) live in folder names, not in the files of `evaluations` and `trials`.
+A parameter is one column: float64, or a string for one that is a word; null where a method has no such parameter. One
+that every task chooses for itself is the value of the row's task in `evaluations`, and the list over `tasks` elsewhere
+(of length one while all tasks share a value). `trials.point` repeats alpha and parameters exactly, as JSON. Partition
+columns (backbone, num_tasks, method) live in folder names, not in the files of `evaluations` and `trials`.
 """
 
 import json
@@ -61,14 +61,19 @@ class Schemas:
 
     per_task: Mapping[str, bool]
     """Parameter name -> does any method let every task choose it? Sorted by name."""
+    words: frozenset[str] = frozenset()
+    """The parameters that are words."""
 
     @classmethod
     def declared(cls) -> "Schemas":
         per_task: dict[str, bool] = {}
+        words: dict[str, bool] = {}
         for method in methods.declared_methods().values():
             for parameter in method.parameters:
-                per_task[parameter.name] = per_task.get(parameter.name, False) or parameter.per_task is not None
-        schemas = cls({name: per_task[name] for name in sorted(per_task)})
+                name, is_word = parameter.name, parameter.choices is not None
+                per_task[name] = per_task.get(name, False) or parameter.per_task is not None
+                assert words.setdefault(name, is_word) is is_word, f"{name} is a word for some methods only"
+        schemas = cls({name: per_task[name] for name in sorted(per_task)}, frozenset(n for n in words if words[n]))
         for schema in (schemas.evaluations, schemas.trials, schemas.summary):
             assert len(set(schema.names)) == len(schema.names), f"a parameter has the name of a column: {schema.names}"
         return schemas
@@ -83,7 +88,7 @@ class Schemas:
                 ("split", pa.string()),
                 ("status", pa.string()),
                 ("alpha", pa.float64()),
-                *[(name, pa.float64()) for name in self.per_task],
+                *[(name, self._type(name)) for name in self.per_task],
                 ("correct", pa.int64()),
                 ("total", pa.int64()),
                 ("accuracy", pa.float64()),
@@ -152,7 +157,12 @@ class Schemas:
 
     @property
     def _lists(self) -> list[tuple[str, pa.DataType]]:
-        return [(name, pa.list_(pa.float64()) if listed else pa.float64()) for name, listed in self.per_task.items()]
+        return [
+            (name, pa.list_(pa.float64()) if listed else self._type(name)) for name, listed in self.per_task.items()
+        ]
+
+    def _type(self, name: str) -> pa.DataType:
+        return pa.string() if name in self.words else pa.float64()
 
     def evaluations_table(self, record: TrialRecord, context: RunContext) -> pa.Table:
         rows = []
@@ -218,16 +228,16 @@ class Schemas:
             "published_normalized_accuracy": row.published and row.published.normalized_accuracy,
         }
 
-    def _parameters(self, point: Point) -> dict[str, float | list[float]]:
+    def _parameters(self, point: Point) -> dict[str, float | str | list[float]]:
         if unknown := set(point.params) - set(self.per_task):
             raise KeyError(f"no method declares {sorted(unknown)}, so the results have no column for it")
         return {
-            name: _as_list(value) if self.per_task[name] else float(value)  # type: ignore[arg-type]
+            name: _as_list(value) if self.per_task[name] else value if name in self.words else float(value)
             for name, value in point.params.items()
         }
 
-    def _parameters_of_task(self, record: TrialRecord, task: str) -> dict[str, float]:
-        values = {}
+    def _parameters_of_task(self, record: TrialRecord, task: str) -> dict[str, float | str]:
+        values: dict[str, float | str] = {}
         for name, value in self._parameters(record.point).items():
             if isinstance(value, list):
                 value = value[0] if len(value) == 1 else value[record.cell.tasks.index(task)]

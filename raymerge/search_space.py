@@ -63,7 +63,7 @@ class SearchSpace:
     """Of size 1 where alpha is fixed."""
     params: Mapping[str, Dimension]
     """The searched structural parameters."""
-    fixed: Mapping[str, float]
+    fixed: Mapping[str, float | str]
     """The structural parameters that every trial shares."""
     per_task: Dimension | None = None
     """The values among which every task chooses for itself before alpha is searched."""
@@ -99,10 +99,10 @@ def search_space(spec: SweepSpec, method: Method, num_tasks: int) -> SearchSpace
     if isinstance(method.alpha, FixedAlpha):
         settings["alpha"] = method.alpha.at(num_tasks)
     alpha = _dimension("alpha", settings.pop("alpha"))
-    searched = {name: setting for name, setting in settings.items() if not isinstance(setting, float)}
+    fixed = {name: setting for name, setting in settings.items() if isinstance(setting, float | str)}
+    searched = {name: setting for name, setting in settings.items() if name not in fixed}
     dimensions = {name: _dimension(name, setting) for name, setting in searched.items()}
     per_task = dimensions.pop(method.per_task_parameter.name, None) if method.per_task_parameter else None
-    fixed = {name: setting for name, setting in settings.items() if isinstance(setting, float)}
     return SearchSpace(alpha, dimensions, fixed, per_task)
 
 
@@ -110,6 +110,7 @@ def _dimension(name: str, setting: Setting) -> Dimension:
     if isinstance(setting, Range):
         high = (setting.values() or (setting.high,))[-1]
         return Dimension(name, setting.low, high, setting.step)
+    assert not isinstance(setting, str), f"{name} is no number"
     if isinstance(setting, Linspace):
         values = setting.values()
     else:

@@ -273,7 +273,11 @@ def json_schema() -> dict[str, Any]:
         bounded = {
             p.name: {
                 "description": p.description,
-                "anyOf": [{"type": "number", "minimum": p.low, "maximum": p.high}, *parameter_forms[1:]],
+                **(
+                    {"enum": list(p.choices)}
+                    if p.choices
+                    else {"anyOf": [{"type": "number", "minimum": p.low, "maximum": p.high}, *parameter_forms[1:]]}
+                ),
             }
             for p in method.parameters
         }

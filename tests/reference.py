@@ -52,6 +52,49 @@ def tsv_m(deltas: Tensor) -> Tensor:
     return torch.from_numpy(_polar(left) @ np.diag(sigma) @ _polar(right))
 
 
+def low_rank_plus_sparse(
+    matrix: Tensor, moment: Tensor, sparsity: float, rank_ratio: float, num_iters: int, prune_level: str
+) -> Tensor:
+    """One full SVD per iteration. `moment` is (1, cols) or (rows, 1)."""
+    if moment.shape[0] != 1:
+        return low_rank_plus_sparse(matrix.T, moment.T, sparsity, rank_ratio, num_iters, prune_level).T
+    scale = np.sqrt(_numpy(moment))[0]
+    scaled = _numpy(matrix) @ np.diag(scale)
+    m, n = scaled.shape
+    dense = rank_ratio * (1 - sparsity)
+    rank = max(int(dense * m * n / (m + n)), 1 if dense > 0 else 0)
+    part = (1 - rank_ratio) * (1 - sparsity)
+    sparse = np.zeros_like(scaled)
+    for _ in range(num_iters):
+        u, s, v = _svd(scaled - sparse)
+        low_rank = u[:, :rank] @ np.diag(s[:rank]) @ v[:rank]
+        rest = scaled - low_rank
+        sparse = np.zeros_like(scaled)
+        if prune_level == "row":
+            for i in range(m):
+                kept = np.argsort(-np.abs(rest[i]), kind="stable")[: int(part * n)]
+                sparse[i, kept] = rest[i, kept]
+        else:
+            kept = np.argsort(-np.abs(rest.ravel()), kind="stable")[: int(part * m * n)]
+            sparse.ravel()[kept] = rest.ravel()[kept]
+    return torch.from_numpy((low_rank + sparse) @ np.diag(1 / scale))
+
+
+def scale_svd(deltas: Tensor, moments: list[Tensor], apply: str, *setting: float | int | str) -> Tensor:
+    if apply == "merged":
+        return low_rank_plus_sparse(deltas.double().sum(dim=0), torch.stack(moments).double().mean(dim=0), *setting)
+    return sum(low_rank_plus_sparse(delta, moment, *setting) for delta, moment in zip(deltas, moments, strict=True))
+
+
+def iso_iasad(deltas: Tensor, moments: list[Tensor], center: str, *setting: float | int | str) -> Tensor:
+    deltas = deltas.double()
+    mean = deltas.mean(dim=0) * (center != "none")
+    parts = [low_rank_plus_sparse(d - mean, moment, *setting) for d, moment in zip(deltas, moments, strict=True)]
+    if center == "restore_mean":
+        parts = [part + mean for part in parts]
+    return iso_c(torch.stack(parts))
+
+
 def ties(flat: Tensor, keep: float) -> Tensor:
     num_tasks, n = flat.shape
     trimmed = flat.clone()

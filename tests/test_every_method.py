@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ OTHER_SHAPES = [(), (7,), (3, 2, 2, 4)]
 Update = Callable[[Tensor], Tensor]
 
 
+def factors_of(method: Method, task_tensors: Tensor) -> Any:
+    """Factors for the default parameters; where the method asks for input moments, the inputs differ in strength."""
+    moments = None
+    if method.moments:
+        moments = [torch.linspace(0.5, 2.0, task_tensors.shape[-1])[None]] * len(task_tensors)
+    return method.factors(task_tensors, moments=moments)
+
+
 def updates_of(method: Method) -> dict[str, Update]:
     """Every kind of update a method gives, as functions of one tensor's task tensors, with default parameters."""
     params = {parameter.name: parameter.default for parameter in method.parameters}
@@ -35,8 +44,7 @@ def updates_of(method: Method) -> dict[str, Update]:
         )
 
     def merge(task_tensors: Tensor) -> Tensor:
-        factors = method.factorise(task_tensors) if method.factorise else task_tensors
-        return method.merge(factors, **extra(task_tensors))
+        return method.merge(factors_of(method, task_tensors), **extra(task_tensors))
 
     kinds: dict[str, Update] = {}
     if method.merge is not None:
@@ -89,7 +97,7 @@ def test_merging_twice_from_the_same_factors(name):
     method = METHODS[name]
     params = {parameter.name: parameter.default for parameter in method.parameters}
     tasks = random_tasks(6, 9)
-    factors = pickle.loads(pickle.dumps(method.factorise(tasks)))  # factors travel between processes
+    factors = pickle.loads(pickle.dumps(factors_of(method, tasks)))  # factors travel between processes
     first = method.merge(factors, **params)
     expected = first.clone()
     first *= 0
@@ -196,6 +204,10 @@ def test_declared_values_are_usable(name):
         assert isinstance(method.alpha, FixedAlpha)
     for parameter in method.parameters:
         assert parameter.description
+        if parameter.choices is not None:
+            assert parameter.default in parameter.choices
+            assert parameter.search is None
+            continue
         values = [parameter.default, *(parameter.per_task or ())]
         values += [parameter.search.low, parameter.search.high] if parameter.search else []
         assert all(parameter.low <= value <= parameter.high for value in values)
@@ -214,13 +226,13 @@ def test_fixed_alphas():
     }
 
 
-def test_methods_are_listed_as_in_the_published_table():
+def test_methods_are_listed_in_the_order_of_their_papers():
     assert list(METHODS) == [
         *("zero-shot", "fine-tuned", "weight-averaging", "task-arithmetic", "ties", "consensus-ta"),
-        *("tsv-m", "iso-c", "iso-cts"),
+        *("scale-svd", "tsv-m", "iso-c", "iso-cts", "iso-iasad"),
     ]
     assert list(declared_methods()) == list(METHODS)
-    assert len(METHODS) == 9
+    assert len(METHODS) == 11
     assert "iso-c" in METHODS
     assert "iso_c" not in METHODS
     with pytest.raises(KeyError):
@@ -231,7 +243,7 @@ def test_declarations_need_no_torch():
     code = (
         "import sys; from raymerge.methods import METHODS, declared_methods\n"
         "assert METHODS.declaration('iso-cts').parameters[0].default == 0.8\n"
-        "assert len(declared_methods()) == 9\n"
+        "assert len(declared_methods()) == 11\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
         "METHODS['iso-c']\n"
         "assert 'torch' in sys.modules and 'raymerge.methods.ties' not in sys.modules\n"

@@ -135,6 +135,24 @@ def test_override_of_a_method_setting_in_a_list_of_methods(sweep):
     assert spec.methods == {"iso-c": {"alpha": 1.5}, "iso-cts": {"common_space_fraction": 0.5}}
 
 
+@pytest.mark.parametrize("policy", ["tpe", "grid", "paper"])
+def test_a_word_is_a_value_under_every_policy(sweep, policy):
+    text = f"{MINIMAL[: MINIMAL.index('methods')]}methods: {{scale-svd: {{apply: merged}}}}\nsearch: {{policy: {policy}}}\n"
+    spec = sweep(text)
+    assert spec.methods == {"scale-svd": {"apply": "merged"}}
+    space = search_space(spec, declared_methods()["scale-svd"], 8)
+    assert space.fixed == {
+        "sparsity": 0.1,
+        "rank_ratio": 0.75,
+        "num_iters": 10.0,
+        "prune_level": "row",
+        "apply": "merged",
+    }
+    assert space.num_merges == 1
+    assert resolve(spec)["methods"]["scale-svd"]["prune_level"] == "row"
+    assert spec_hash(spec) != spec_hash(sweep(text, "methods.scale-svd.apply=per_task"))
+
+
 def test_override_inside_a_mapping_keeps_its_other_keys(sweep):
     text = MINIMAL.replace("[iso-c]", "{iso-c: {alpha: {low: 1, high: 2, step: 0.5}}}")
     assert sweep(text, "methods.iso-c.alpha.high=1.5").methods["iso-c"]["alpha"].values() == (1.0, 1.5)
@@ -290,6 +308,16 @@ evaluation: {batch_size: none, max_images: 0}
         ("[{iso-c: {}}]", "x.yaml:4: 'methods' is [{'iso-c': {}}], expected a list of method names"),
         ("{iso-c: 3}", "x.yaml:4: 'methods.iso-c' is 3, expected a mapping of settings or {}."),
         ("{zero-shot: {beta: 3}}", "x.yaml:4: unknown parameter 'methods.zero-shot.beta'. It has none."),
+        (
+            "{scale-svd: {apply: merge}}",
+            "x.yaml:4: 'methods.scale-svd.apply' is 'merge', expected one of per_task, merged.",
+        ),
+        (
+            "{iso-iasad: {prune_level: [row, element]}}",
+            "x.yaml:4: 'methods.iso-iasad.prune_level' is ['row', 'element'], expected one of row, element.",
+        ),
+        ("{scale-svd: {apply: 1}}", "x.yaml:4: 'methods.scale-svd.apply' is 1, expected one of per_task, merged."),
+        ("{scale-svd: {sparsity: row}}", "x.yaml:4: 'methods.scale-svd.sparsity' is 'row', expected a number"),
         ("{iso-c: {alpha: true}}", "x.yaml:4: 'methods.iso-c.alpha' is True, expected a number, a list of numbers"),
         ("{iso-c: {alpha: one}}", "x.yaml:4: 'methods.iso-c.alpha' is 'one', expected a number, a list of numbers"),
         ("{iso-c: {alpha: .nan}}", "x.yaml:4: 'methods.iso-c.alpha' is nan, expected a number"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
-from raymerge.merge_request import Merge
+from raymerge.merge_request import Family, Merge, families_of
 from raymerge.methods import METHODS
 from raymerge.records import Cell, Point, Split, Stage, TaskReference, TaskScore, TrialRecord, content_id
 from raymerge.search import Search, Suggestion, search_cell
@@ -133,6 +133,11 @@ class Sweep:
     def records(self) -> Mapping[str, TrialRecord]:
         """Every record so far by trial id, failed ones included."""
         return self._records
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Merges that are known from the start, those that share work together. The same however much is done."""
+        return families_of(merge for state in self._states for merge in state.merges_ahead)
 
     def finished_cells(self) -> list[Cell]:
         return [state.cell for state in self._states if state.finished and not state.is_reference]

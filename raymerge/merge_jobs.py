@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymerge.errors import RaymergeError
-from raymerge.merge_request import Merge, MergeRequest, group_merges, request_for
+from raymerge.merge_request import Family, Merge, MergeRequest, group_merges, request_for
 from raymerge.suites import Suite
 
 POLL_S = 0.05
@@ -43,11 +43,13 @@ class MergeJobs:
         hashes: Mapping[Path, str],
         cache: Path,
         *,
+        families: Sequence[Family],
         max_parallel: int,
         publish: Callable[[str, list[Any]], None],
     ):
         """
         Args:
+            families: `Sweep.families`.
             hashes: SHA-256 of every checkpoint.
             cache: folder of merged updates, on the machine that merges.
             publish: told a merge id and the references of its shards.
@@ -55,6 +57,7 @@ class MergeJobs:
         self._suite = suite
         self._hashes = hashes
         self._cache = cache
+        self._families = families
         self._max_parallel = max_parallel
         self._publish = publish
         self._lock = threading.Condition()
@@ -76,11 +79,11 @@ class MergeJobs:
         """Start what is not known yet."""
         with self._lock:
             new = [merge for merge in merges if merge.merge_id not in self._known]
-            for merges_together in group_merges(new, self._suite):
-                request = request_for(self._suite, merges_together)
-                hashes = [self._hashes[path] for path in (request.zero_shot, *request.experts)]
-                group = _Group(merges_together, request, hashes)
-                self._known |= {merge.merge_id for merge in merges_together}
+            for planned in group_merges(new, self._suite, self._families):
+                request = request_for(self._suite, planned)
+                hashes = [self._hashes[path] for path in (request.zero_shot, *request.experts, *request.moments)]
+                group = _Group(planned.merges, request, hashes)
+                self._known |= {merge.merge_id for merge in planned.merges}
                 self._waiting.append(lambda group=group: self._start_first(group))
             self._lock.notify()
 

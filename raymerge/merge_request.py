@@ -1,6 +1,6 @@
 """From the merges a sweep wants to requests that share reading and factorisation. No torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +9,10 @@ from typing import Any
 from raymerge.records import Point, content_id
 from raymerge.suites import Suite
 
+SHARD_BYTES = 16 * 2**20
+"""About the size of a shard of one update of a large model."""
 MAX_OUTPUT_BYTES = 512 * 2**20
-"""Of all outputs of one request: what a merge task may hold in memory and return at once."""
+"""Of one shard of all outputs of a request: what a merge task may hold in memory and return at once."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,65 @@ class Merge:
         return content_id([self.backbone, self.tasks, self.method, params, self.task])
 
 
-def group_merges(merges: Sequence[Merge], suite: Suite) -> Iterator[tuple[Merge, ...]]:
-    """Merges of one method over one set of experts together, within MAX_OUTPUT_BYTES a group."""
-    groups: dict[tuple[str, tuple[str, ...], str], list[Merge]] = {}
+Family = tuple[Merge, ...]
+"""Merges of one method that are known together, over task sets within the largest of them, so that they share work."""
+
+
+def families_of(merges: Iterable[Merge]) -> list[Family]:
+    """The merges of every backbone and method, those over sets of tasks within a largest set together.
+
+    What is in a family follows from the merges alone, not from their order or from what is cached.
+    """
+    by_method: dict[tuple[str, str], list[Merge]] = {}
     for merge in merges:
-        groups.setdefault((merge.backbone, merge.tasks, merge.method), []).append(merge)
-    for (backbone, _, _), members in groups.items():
-        model_bytes = suite.zero_shot_path(backbone).stat().st_size
-        size = max(1, MAX_OUTPUT_BYTES // max(1, model_bytes))
+        by_method.setdefault((merge.backbone, merge.method), []).append(merge)
+    families: list[Family] = []
+    for members in by_method.values():
+        left = sorted(members, key=lambda merge: (-len(merge.tasks), merge.tasks, merge.merge_id))
+        while left:
+            largest = set(left[0].tasks)
+            families.append(tuple(merge for merge in left if largest.issuperset(merge.tasks)))
+            left = [merge for merge in left if not largest.issuperset(merge.tasks)]
+    return families
+
+
+@dataclass(frozen=True)
+class Group:
+    """Merges to be computed together, in order; `family` is None where they share the reading alone."""
+
+    merges: tuple[Merge, ...]
+    family: Family | None = None
+
+
+def group_merges(merges: Sequence[Merge], suite: Suite, families: Sequence[Family] = ()) -> Iterator[Group]:
+    """Merges of a family together, the others by method and set of experts; within MAX_OUTPUT_BYTES a group."""
+    family_of = {merge.merge_id: family for family in families for merge in family}
+    groups: dict[Any, tuple[Family | None, list[Merge]]] = {}
+    for merge in merges:
+        family = family_of.get(merge.merge_id)
+        key = family[0].merge_id if family else (merge.backbone, merge.tasks, merge.method)
+        groups.setdefault(key, (family, []))[1].append(merge)
+    for family, members in groups.values():
+        members.sort(key=lambda merge: -len(merge.tasks))  # outputs of the same tasks follow each other
+        model_bytes = suite.zero_shot_path(members[0].backbone).stat().st_size
+        size = max(1, MAX_OUTPUT_BYTES // max(1, min(model_bytes, SHARD_BYTES)))
         for start in range(0, len(members), size):
-            yield tuple(members[start : start + size])
+            yield Group(tuple(members[start : start + size]), family)
 
 
-def request_for(suite: Suite, group: Sequence[Merge]) -> MergeRequest:
+def request_for(suite: Suite, group: Group) -> MergeRequest:
     """The request whose outputs are the merges of a group, in order."""
-    first = group[0]
-    outputs = (Output(m.params, None if m.task is None else m.tasks.index(m.task)) for m in group)
+    first = group.merges[0]
+    tasks = group.family[0].tasks if group.family else first.tasks
+
+    def output(merge: Merge) -> Output:
+        chosen = None if merge.tasks == tasks else tuple(tasks.index(task) for task in merge.tasks)
+        return Output(merge.params, None if merge.task is None else merge.tasks.index(merge.task), chosen)
+
     return MergeRequest(
         suite.zero_shot_path(first.backbone),
-        tuple(suite.expert_path(first.backbone, task) for task in first.tasks),
+        tuple(suite.expert_path(first.backbone, task) for task in tasks),
         first.method,
-        tuple(outputs),
+        tuple(map(output, group.merges)),
+        planned=tuple(map(output, group.family or ())),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from raymerge.checkpoints import Checkpoint, open_checkpoint
 from raymerge.errors import MergeInputError
 from raymerge.linalg import check_task_tensors, stored
-from raymerge.merge_request import MergeRequest, Output
+from raymerge.merge_request import SHARD_BYTES, MergeRequest, Output
 from raymerge.methods import METHODS
 from raymerge.methods._method import Method, Use
 from raymerge.notes import about
@@ -26,7 +26,6 @@ from raymerge.notes import about
 Update = dict[str, Tensor]
 
 SHARD_COST = 1e8
-SHARD_BYTES = 32 * 2**20
 MAX_SHARDS = 64
 """Shards depend on the zero-shot model and the method alone, never on the workers, the experts or the outputs, so that
 cached shards stay valid."""

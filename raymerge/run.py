@@ -129,6 +129,7 @@ def _run(
         suite,
         hashes,
         cache_dir() / "merges",
+        families=sweep.families,
         max_parallel=slots.merges,
         publish=lambda merge_id, shards: dispatcher.publish.remote(merge_id, shards),
     )

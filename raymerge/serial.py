@@ -6,7 +6,7 @@ import numpy as np
 
 from raymerge.driver import Sweep
 from raymerge.errors import RaymergeError
-from raymerge.merge_request import Merge, group_merges, request_for
+from raymerge.merge_request import Group, group_merges, request_for
 from raymerge.merging import merge_shard, read_statistics, shards_of
 from raymerge.records import EvalJob, Failed, TaskScore
 from raymerge.shards import jobs_of
@@ -57,21 +57,21 @@ class SerialExecutor:
     def _merge(self, sweep: Sweep) -> None:
         known = self._updates.keys() | self._failed
         wanted = [merge for merge in sweep.wanted_merges() if merge.merge_id not in known]
-        for group in group_merges(wanted, self._setup.suite):
+        for group in group_merges(wanted, self._setup.suite, sweep.families):
             try:
                 updates = self._compute(group)
             except RaymergeError as error:
-                for merge in group:
+                for merge in group.merges:
                     self._failed.add(merge.merge_id)
                     sweep.fail_merge(merge.merge_id, str(error))
                 continue
-            for merge, update in zip(group, updates, strict=True):
+            for merge, update in zip(group.merges, updates, strict=True):
                 self._updates[merge.merge_id] = [{name: value.numpy() for name, value in update.items()}]
 
-    def _compute(self, group: Sequence[Merge]) -> list[dict]:
+    def _compute(self, group: Group) -> list[dict]:
         request = request_for(self._setup.suite, group)
         statistics = read_statistics(request)
-        updates: list[dict] = [{} for _ in group]
+        updates: list[dict] = [{} for _ in group.merges]
         for names in shards_of(request):
             for update, part in zip(updates, merge_shard(request, names, statistics), strict=True):
                 update |= part

@@ -27,13 +27,12 @@ from some_models import (
 )
 from torch import Tensor
 
-from raymerge import merge_request, merging
+from raymerge import merging
 from raymerge.checkpoints import Checkpoint
 from raymerge.errors import CheckpointError, MergeInputError
-from raymerge.merge_request import MAX_OUTPUT_BYTES, Merge, MergeRequest, Output, group_merges, request_for
+from raymerge.merge_request import MergeRequest, Output
 from raymerge.merging import is_matrix, shards_of
 from raymerge.methods import METHODS
-from raymerge.suites import Backbone, Suite
 
 
 @pytest.fixture(scope="module")
@@ -329,49 +328,3 @@ def test_a_missing_file_is_named(folder):
     request = replace(request_of(folder, "iso-c"), experts=(folder / "nobody.pt",))
     with pytest.raises(CheckpointError, match=r"nobody\.pt: no such checkpoint file"):
         merge_all(request)
-
-
-# --- from merges to requests ----------------------------------------------------------------------------------------
-
-
-def test_a_merge_is_named_by_what_determines_it():
-    merge = Merge("vit", ("A", "B"), "iso-cts", {"common_space_fraction": 0.5, "x": (1.0, 2.0)})
-    same = Merge("vit", ("A", "B"), "iso-cts", {"x": [1.0, 2.0], "common_space_fraction": 0.5})
-    assert merge.merge_id == same.merge_id
-    others = [
-        replace(merge, backbone="other"),
-        replace(merge, tasks=("B", "A")),
-        replace(merge, method="ties"),
-        replace(merge, params={"common_space_fraction": 0.6, "x": (1.0, 2.0)}),
-        replace(merge, task="A"),
-        replace(merge, task="B"),
-    ]
-    assert len({merge.merge_id, *(other.merge_id for other in others)}) == 7
-
-
-def test_merges_that_share_a_factorisation_are_one_request(tmp_path, monkeypatch):
-    backbones = {name: Backbone(name, f"{name}-zero", (0.5,) * 3, (0.5,) * 3) for name in ("vit", "other")}
-    suite = Suite("tiny", "tiny", 0, tmp_path, backbones, ())
-    for name in backbones:
-        suite.zero_shot_path(name).write_bytes(b"x" * 100)
-    iso = [Merge("vit", ("A", "B"), "iso-cts", {"common_space_fraction": f}) for f in (0.1, 0.2, 0.3)]
-    experts = [Merge("vit", (task,), "fine-tuned", {}, task) for task in ("A", "B")]
-    masked = [Merge("vit", ("A", "B"), "consensus-ta", {"mask_lambda": 0.2}, task) for task in ("B", "A")]
-    other = Merge("other", ("A", "B"), "iso-cts", {"common_space_fraction": 0.1})
-    mixed = [iso[0], experts[0], masked[0], iso[1], other, masked[1], experts[1], iso[2]]
-    assert list(group_merges(mixed, suite)) == [tuple(iso), (experts[0],), tuple(masked), (other,), (experts[1],)]
-    monkeypatch.setattr(merge_request, "MAX_OUTPUT_BYTES", 299)  # two outputs of 100 bytes fit
-    assert list(group_merges(iso, suite)) == [tuple(iso[:2]), (iso[2],)]
-    monkeypatch.setattr(merge_request, "MAX_OUTPUT_BYTES", 300)
-    assert list(group_merges(iso, suite)) == [tuple(iso)]
-    monkeypatch.setattr(merge_request, "MAX_OUTPUT_BYTES", 10)  # one always does
-    assert list(group_merges(iso, suite)) == [(merge,) for merge in iso]
-    assert MAX_OUTPUT_BYTES == 512 * 1024 * 1024
-
-    assert request_for(suite, masked) == MergeRequest(
-        tmp_path / "vit-zero",
-        (suite.expert_path("vit", "A"), suite.expert_path("vit", "B")),
-        "consensus-ta",
-        (Output({"mask_lambda": 0.2}, task=1), Output({"mask_lambda": 0.2}, task=0)),
-    )
-    assert request_for(suite, iso).outputs == tuple(Output({"common_space_fraction": f}) for f in (0.1, 0.2, 0.3))

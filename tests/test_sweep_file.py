@@ -137,7 +137,7 @@ def test_override_of_a_method_setting_in_a_list_of_methods(sweep):
 
 @pytest.mark.parametrize("policy", ["tpe", "grid", "paper"])
 def test_a_word_is_a_value_under_every_policy(sweep, policy):
-    text = f"{MINIMAL[: MINIMAL.index('methods')]}methods: {{scale-svd: {{apply: merged}}}}\nsearch: {{policy: {policy}}}\n"
+    text = MINIMAL.replace("[iso-c]", "{scale-svd: {apply: merged}}") + f"search: {{policy: {policy}}}\n"
     spec = sweep(text)
     assert spec.methods == {"scale-svd": {"apply": "merged"}}
     space = search_space(spec, declared_methods()["scale-svd"], 8)

@@ -6,6 +6,7 @@ class `src.models.modeling.ClassificationHead`, which is read through an allow-l
 
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 import sys
@@ -199,6 +200,31 @@ def save_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a state dict as `torch.save` does, under a temporary name first."""
     content = OrderedDict((name, tensor.detach().cpu().clone().contiguous()) for name, tensor in tensors.items())
     _save(path, content)
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and strings to a safetensors file; equal arguments give equal bytes.
+
+    The file gets its name only once its content is on the disk.
+    """
+    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    end = 8 + int.from_bytes(data[:8], "little")
+    # safetensors itself would write the metadata in another order in every process
+    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.write(memoryview(data)[end:])
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_head(path: Path, weight: Float[Tensor, "classes dim"]) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raymerge
+from raymerge.cli_options import Debug, Json, Quiet
+from raymerge.cli_stats import stats
 from raymerge.errors import UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
 
@@ -48,8 +50,6 @@ Overrides = Annotated[
 Output = Annotated[
     str | None, typer.Option("--output", metavar="DIR", help="Folder of results.  [default: results/<name>]")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
 
 def run() -> None:
@@ -87,7 +87,7 @@ def sweep(
     output: Output = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a sweep, or continue one, and print its table."""
@@ -140,6 +140,9 @@ def schema(debug: Debug = False) -> None:
         from raymerge.sweep_spec import json_schema
 
         write_json(json_schema())
+
+
+app.command()(stats)
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
     │   └── SweepFileError        exit 2   the sweep file is wrong
     ├── PreflightError            exit 4   found before any work was done
     │   ├── SuiteError            exit 4   a suite is unknown, missing or incomplete
-    │   ├── CheckpointError       exit 4   a checkpoint or head is missing, truncated, NaN or mis-shaped
+    │   ├── CheckpointError       exit 4   a checkpoint, head or moments are missing, truncated, NaN or mis-shaped
     │   ├── DataError             exit 4   images or labels are missing or inconsistent
     │   ├── OutputError           exit 4   the output directory is locked, foreign or not writable
     │   └── ClusterError          exit 4   no cluster, or one without the resources asked for

@@ -1,6 +1,6 @@
 """Top-1 accuracy of an encoder whose weights are theta_0 + alpha * update."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -39,7 +39,7 @@ class Evaluator:
         self.device = device
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         self._dtype = PRECISIONS[precision]
-        self._batch_size = batch_size or (256 if device.type == "cuda" else 64)
+        self.batch_size = batch_size or (256 if device.type == "cuda" else 64)
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
         self._zero_shot: dict[str, Tensor] = {}
@@ -88,11 +88,18 @@ class Evaluator:
         """
         weight, bias, labels = weight.to(self.device), bias.to(self.device), labels.to(self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for start in range(0, len(images), self._batch_size):
-            pixels = images[start : start + self._batch_size].to(self.device).permute(0, 3, 1, 2)
-            with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
-                features = self._encoder((pixels.float() - self._mean) / self._std)
-            features = features.float()
+        for features, batch_labels in zip(self.encode(images), labels.split(self.batch_size), strict=True):
             logits = features / features.norm(dim=-1, keepdim=True) @ weight.T + bias
-            correct += (logits.argmax(dim=-1) == labels[start : start + self._batch_size]).sum()
+            correct += (logits.argmax(dim=-1) == batch_labels).sum()
         return int(correct)
+
+    def encode(self, images: UInt8[Tensor, "images height width 3"]) -> Iterator[Float[Tensor, "batch dim"]]:
+        """Features of the images as the encoder gives them, batch after batch."""
+        for batch in images.split(self.batch_size):
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None),
+            ):
+                pixels = batch.to(self.device).permute(0, 3, 1, 2)
+                features = self._encoder((pixels.float() - self._mean) / self._std)
+            yield features.float()

@@ -3,10 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from raymerge.checkpoints import PREFIX, check_checkpoint, check_values, file_sha256, load_head, open_checkpoint
+from raymerge.checkpoints import (
+    PREFIX,
+    Checkpoint,
+    check_checkpoint,
+    check_values,
+    file_sha256,
+    load_head,
+    open_checkpoint,
+)
 from raymerge.errors import DataError
-from raymerge.images import open_images
-from raymerge.records import SPLITS
+from raymerge.images import ImageSplit, open_images
+from raymerge.records import SPLITS, Split
 from raymerge.suites import Suite
 
 
@@ -29,23 +37,41 @@ def check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
         CheckpointError: the expert or the head is missing, truncated, NaN, or does not fit the backbone.
         DataError: images are missing, or differ in number or labels from what the suite says.
     """
-    zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
-    expert = open_checkpoint(suite.expert_path(backbone, task))
-    check_checkpoint(expert, zero_shot, task)
-    declared, head_path = suite.task(task), suite.head_path(backbone, task)
-    embed_dim = zero_shot.shapes[PREFIX + "visual.proj"][1]
-    load_head(head_path, num_classes=len(declared.classes), embed_dim=embed_dim)
+    expert, head_path = check_expert(suite, backbone, task), suite.head_path(backbone, task)
+    embed_dim = expert.shapes[PREFIX + "visual.proj"][1]
+    load_head(head_path, num_classes=len(suite.task(task).classes), embed_dim=embed_dim)
     for split in SPLITS:
-        images = open_images(suite.images_path(task, split))
-        if len(images) != declared.images[split]:
-            raise DataError(
-                f"{images.path}: holds {len(images)} images, the suite says {declared.images[split]}. "
-                "Delete the folder of the suite and prepare it again."
-            )
-        labels = images.labels()
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= len(declared.classes):
-            raise DataError(
-                f"{images.path}: labels run from {low} to {high}, but {task} has {len(declared.classes)} classes."
-            )
+        check_images(suite, task, split)
     return {path: file_sha256(path) for path in (expert.path, head_path)}
+
+
+def check_expert(suite: Suite, backbone: str, task: str) -> Checkpoint:
+    """Compare the expert of a task with the zero-shot model. Returns it, open.
+
+    Raises:
+        CheckpointError: it is missing, truncated, NaN, or does not fit the backbone.
+    """
+    expert = open_checkpoint(suite.expert_path(backbone, task))
+    check_checkpoint(expert, open_checkpoint(suite.zero_shot_path(backbone)), task)
+    return expert
+
+
+def check_images(suite: Suite, task: str, split: Split) -> ImageSplit:
+    """Compare one split of a task with what the suite says of it. Returns it, open.
+
+    Raises:
+        DataError: images are missing, or differ in number or labels.
+    """
+    declared, images = suite.task(task), open_images(suite.images_path(task, split))
+    if len(images) != declared.images[split]:
+        raise DataError(
+            f"{images.path}: holds {len(images)} images, the suite says {declared.images[split]}. "
+            "Delete the folder of the suite and prepare it again."
+        )
+    labels = images.labels()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(declared.classes):
+        raise DataError(
+            f"{images.path}: labels run from {low} to {high}, but {task} has {len(declared.classes)} classes."
+        )
+    return images

@@ -80,6 +80,11 @@ def cache_dir() -> Path:
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("raymerge"))
 
 
+def moments_dir(suite: Suite) -> Path:
+    """Where `raymerge stats` keeps the input moments of a suite's experts."""
+    return cache_dir() / "moments" / f"{suite.name}-{suite.profile}-seed{suite.seed}"
+
+
 def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:
     """The suite called `name`, which need not be prepared yet, or the prepared one in the folder `name`.
 

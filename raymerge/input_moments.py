@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class InputMoments:
         """The kind of input of every matrix, by the checkpoint's key of the matrix."""
         return {key: inputs.kind for key, inputs in sorted(self._inputs.items())}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "InputMoments":
         self._handles = [attach() for attach in self._attach]
         return self
 

@@ -27,6 +27,7 @@ from raymerge.checkpoints import (
     load_head,
     open_checkpoint,
     save_head,
+    save_safetensors,
     save_state_dict,
 )
 from raymerge.errors import CheckpointError
@@ -82,6 +83,45 @@ def test_saved_files_hold_an_ordered_dict_of_whole_tensors(tmp_path):
     assert not content["a"].requires_grad
     assert (tmp_path / "deep" / "x.pt").stat().st_size < 20_000
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["x.pt"], "no temporary file is left"
+
+
+METADATA = {"format": "1", "about": 'a "quoted" ü', "kinds": '{"a": "b"}', "b": "", "c": "2", "d": "3"}
+
+
+def test_safetensors_round_trip(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    save_safetensors(path, {**STATE, "model.slice": STATE["model.visual.proj"].T}, METADATA)
+    checkpoint = Checkpoint(path)
+    assert checkpoint.metadata() == METADATA
+    assert checkpoint.names == sorted([*STATE, "model.slice"])
+    for name, value in {**STATE, "model.slice": STATE["model.visual.proj"].T}.items():
+        assert torch.equal(checkpoint.tensor(name), value)
+        assert checkpoint.dtype(name) == value.dtype
+    assert [file.name for file in path.parent.iterdir()] == ["x.safetensors"]
+
+
+def test_equal_tensors_and_metadata_are_equal_bytes(tmp_path):
+    """Whatever the order they are given in; safetensors alone shuffles the metadata at every call."""
+    save_safetensors(tmp_path / "a.safetensors", STATE, METADATA)
+    save_safetensors(tmp_path / "b.safetensors", dict(reversed(STATE.items())), dict(reversed(METADATA.items())))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    save_safetensors(tmp_path / "c.safetensors", STATE, {**METADATA, "c": "3"})
+    assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "c.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_safetensors_that_cannot_be_written_leave_the_old_file(tmp_path, monkeypatch, error):
+    def fail(descriptor: int) -> None:
+        raise error
+
+    path = tmp_path / "x.safetensors"
+    save_safetensors(path, STATE, METADATA)
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoints.os, "fsync", fail)
+    with pytest.raises(type(error)):
+        save_safetensors(path, {}, {})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_tensors_are_mapped_and_not_read(tmp_path):

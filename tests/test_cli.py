@@ -399,8 +399,8 @@ def test_schema_is_json():
 def test_version_and_help():
     assert call("--version").stdout == f"raymerge {raymerge.__version__}\n"
     shown = call("--help").stdout
-    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == ["sweep", "plan", "report", "schema"]
-    for command in ("sweep", "plan", "report", "schema"):
+    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == ["sweep", "plan", "report", "schema", "stats"]
+    for command in ("sweep", "plan", "report", "schema", "stats"):
         assert call(command, "--help").exit_code == 0
 
 
@@ -430,6 +430,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), sep="\\n", file
         return set(done.stderr.splitlines())
 
     assert not imported("--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "pydantic", "rich"}
+    assert not imported("stats", "--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "open_clip"}
     for command in (["plan", "tiny.yaml"], ["sweep", "tiny.yaml", "--dry-run", "--json"]):
         assert not imported(*command) & {"torch", "ray", "optuna", "pandas", "open_clip"}
     assert not imported("schema") & {"torch", "ray", "optuna", "pandas", "pyarrow"}

@@ -150,6 +150,15 @@ def test_batches_change_no_count(tmp_path_factory, batch_size, count):
     assert 0 < sizes[-1] <= batch_size
 
 
+def test_encoded_batches_are_the_features_in_order(tmp_path):
+    proj = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    evaluator = Evaluator(MeanColour(2), zero_shot(tmp_path / "z.pt", proj), **PLAIN, batch_size=2)
+    batches = list(evaluator.encode(solid((255, 0, 9), (0, 255, 9), (51, 51, 9))))
+    assert [len(batch) for batch in batches] == [2, 1]
+    torch.testing.assert_close(torch.cat(batches), torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.2, 0.4]]))
+    assert not torch.is_inference_mode_enabled(), "nothing of the encoder's mode is left to the caller"
+
+
 def test_batches_of_a_cpu(tmp_path):
     encoder = MeanColour()
     evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN)

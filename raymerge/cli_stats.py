@@ -80,7 +80,6 @@ def stats(
         else:
             for backbone in chosen:
                 render(_table(backbone, [row for row in rows if row.item.origin.backbone == backbone], folder))
-            write(f"\ninput moments: {folder}\n")
         if not quiet:
             for line in _remarks(rows):
                 tell(line)
@@ -144,7 +143,8 @@ def _collect(
             _prepare(suite, view, debug)
         view.stage("checking checkpoints, images and moments")
         items = find_items(suite, tasks, folder, max_images=max_images, force=force, report=view.preparing)
-        view.stage(f"collecting input moments on {where.type}")
+        if any(item.why for item in items):
+            view.stage(f"collecting input moments on {where.type}")
         return list(collect(suite, items, device=where, batch_size=batch_size, report=view.preparing))
 
 
@@ -199,6 +199,5 @@ def _table(backbone: str, rows: "Sequence[Collected]", folder: Path) -> "Rendera
     grid.add_column("File", overflow="fold")
     for row in rows:
         means = [f"{row.means[kind]:.4f}" for kind in SHOWN_KINDS]
-        file = str(row.item.path.relative_to(folder))
-        grid.add_row(row.item.origin.task, f"{row.item.origin.images:,}", *means, file)
-    return Group(Text(f"Mean input moments of {backbone}"), grid)
+        grid.add_row(row.item.origin.task, f"{row.item.origin.images:,}", *means, row.item.path.name)
+    return Group(Text(f"Mean input moments of {backbone}; files are in {folder / backbone}"), grid)

@@ -177,7 +177,9 @@ def _told_of(item: Item) -> Iterator[None]:
         raise type(error)(f"{item}: {error}") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{item.path}: cannot be written ({reason}). Free some space or choose --output.") from None
+        raise OutputError(
+            f"{item.path}: cannot be written ({reason}). Make room for it, or choose another --output."
+        ) from None
 
 
 def make_folder(folder: Path) -> None:

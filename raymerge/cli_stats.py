@@ -12,7 +12,7 @@ import typer
 
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.errors import UsageError, did_you_mean
-from raymerge.streams import errors_told, render, tell, write, write_json
+from raymerge.streams import errors_told, render, tell, write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -198,6 +198,6 @@ def _table(backbone: str, rows: "Sequence[Collected]", folder: Path) -> "Rendera
         grid.add_column(title, justify="right", no_wrap=True)
     grid.add_column("File", overflow="fold")
     for row in rows:
-        means = [f"{row.means[kind]:.4f}" for kind in SHOWN_KINDS]
+        means = [f"{row.means[kind]:.4g}" for kind in SHOWN_KINDS]
         grid.add_row(row.item.origin.task, f"{row.item.origin.images:,}", *means, row.item.path.name)
     return Group(Text(f"Mean input moments of {backbone}; files are in {folder / backbone}"), grid)

@@ -112,25 +112,34 @@ def num_evaluators(resources: ResourceSettings, slots: Slots) -> int:
     return fits if resources.evaluators == "auto" else wanted
 
 
-def check_suite(suite: Suite, tasks: Mapping[str, Sequence[str]]) -> dict[Path, str]:
-    """Check every file a sweep will read, in parallel. Returns the SHA-256 of every checkpoint and head by path.
+def check_suite(suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None = None) -> dict[Path, str]:
+    """Check every file a sweep will read, in parallel. Returns the SHA-256 of each but the images, by path.
 
     Args:
         tasks: the tasks in use, by backbone.
+        moments: folder of input moments, where a method needs them.
     Raises:
         CheckpointError, DataError: the first problem found.
     """
     checks = [_check_backbone.remote(suite, backbone) for backbone in tasks]
-    checks += [_check_task.remote(suite, backbone, task) for backbone, names in tasks.items() for task in names]
+    checks += [
+        _check_task.remote(suite, backbone, task, moments) for backbone, names in tasks.items() for task in names
+    ]
     hashes: dict[Path, str] = {}
     for found in get(checks):
         hashes |= found
     return hashes
 
 
-def fingerprint(suite: Suite, hashes: Mapping[Path, str]) -> str:
-    """One id for the content of all checkpoints and heads a sweep reads."""
-    return content_id({str(path.relative_to(suite.root)): digest for path, digest in hashes.items()}, length=32)
+def fingerprint(suite: Suite, hashes: Mapping[Path, str], moments: Path) -> str:
+    """One id for the content of all files but images that a sweep reads, wherever they lie."""
+
+    def name(path: Path) -> str:
+        if path.is_relative_to(moments):
+            return f"moments/{path.relative_to(moments)}"
+        return str(path.relative_to(suite.root))
+
+    return content_id({name(path): digest for path, digest in hashes.items()}, length=32)
 
 
 def start_evaluators(
@@ -197,10 +206,10 @@ def _check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
 
 
 @ray.remote(num_cpus=1)
-def _check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
+def _check_task(suite: Suite, backbone: str, task: str, moments: Path | None) -> Mapping[Path, str]:
     from raymerge.preflight import check_task
 
-    return check_task(suite, backbone, task)
+    return check_task(suite, backbone, task, moments)
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,6 +42,7 @@ class MergeJobs:
         suite: Suite,
         hashes: Mapping[Path, str],
         cache: Path,
+        moments: Path,
         *,
         families: Sequence[Family],
         max_parallel: int,
@@ -52,11 +53,13 @@ class MergeJobs:
             families: `Sweep.families`.
             hashes: SHA-256 of every checkpoint.
             cache: folder of merged updates, on the machine that merges.
+            moments: folder of input moments.
             publish: told a merge id and the references of its shards.
         """
         self._suite = suite
         self._hashes = hashes
         self._cache = cache
+        self._moments = moments
         self._families = families
         self._max_parallel = max_parallel
         self._publish = publish
@@ -80,7 +83,7 @@ class MergeJobs:
         with self._lock:
             new = [merge for merge in merges if merge.merge_id not in self._known]
             for planned in group_merges(new, self._suite, self._families):
-                request = request_for(self._suite, planned)
+                request = request_for(self._suite, planned, self._moments)
                 hashes = [self._hashes[path] for path in (request.zero_shot, *request.experts, *request.moments)]
                 group = _Group(planned.merges, request, hashes)
                 self._known |= {merge.merge_id for merge in planned.merges}

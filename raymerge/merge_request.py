@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raymerge.methods import METHODS
 from raymerge.records import Point, content_id
-from raymerge.suites import Suite
+from raymerge.suites import Suite, moments_path
 
 SHARD_BYTES = 16 * 2**20
 """About the size of a shard of one update of a large model."""
@@ -108,8 +109,12 @@ def group_merges(merges: Sequence[Merge], suite: Suite, families: Sequence[Famil
             yield Group(tuple(members[start : start + size]), family)
 
 
-def request_for(suite: Suite, group: Group) -> MergeRequest:
-    """The request whose outputs are the merges of a group, in order."""
+def request_for(suite: Suite, group: Group, moments: Path) -> MergeRequest:
+    """The request whose outputs are the merges of a group, in order.
+
+    Args:
+        moments: folder of input moments, read by methods that need them.
+    """
     first = group.merges[0]
     tasks = group.family[0].tasks if group.family else first.tasks
 
@@ -122,5 +127,8 @@ def request_for(suite: Suite, group: Group) -> MergeRequest:
         tuple(suite.expert_path(first.backbone, task) for task in tasks),
         first.method,
         tuple(map(output, group.merges)),
+        moments=tuple(moments_path(moments, first.backbone, task) for task in tasks)
+        if METHODS.declaration(first.method).moments
+        else (),
         planned=tuple(map(output, group.family or ())),
     )

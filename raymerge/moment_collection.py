@@ -16,9 +16,9 @@ from raymerge.errors import CheckpointError, EvaluationError, OutputError, Suite
 from raymerge.evaluation import Evaluator
 from raymerge.images import ImageSplit
 from raymerge.input_moments import InputMoments
-from raymerge.moment_files import SPLIT, Origin, check_moments, mean_moments, moments_path, write_moments
+from raymerge.moment_files import SPLIT, Origin, check_moments, mean_moments, write_moments
 from raymerge.preflight import check_backbone, check_expert, check_images
-from raymerge.suites import Suite
+from raymerge.suites import Suite, moments_path
 
 Report = Callable[[str, float], None]
 """Told what is being done and which fraction of it is behind."""

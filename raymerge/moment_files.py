@@ -42,10 +42,6 @@ class Origin:
     """Of the expert's checkpoint file."""
 
 
-def moments_path(folder: Path, backbone: str, task: str) -> Path:
-    return folder / backbone / f"{task}.safetensors"
-
-
 def image_matrices(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int]]:
     """The matrices of a checkpoint that every image passes through, with their shapes."""
     return {n: (s[0], s[1]) for n, s in shapes.items() if n.startswith(IMAGE_TOWER) and len(s) == 2}

@@ -1,5 +1,6 @@
 """Checks of a prepared suite before any work: every file that a sweep will read, task by task."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from raymerge.checkpoints import (
 )
 from raymerge.errors import DataError
 from raymerge.images import ImageSplit, open_images
+from raymerge.moment_files import check_moments
 from raymerge.records import SPLITS, Split
-from raymerge.suites import Suite
+from raymerge.suites import SUITES, Suite, moments_dir, moments_path
 
 
 def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
@@ -30,11 +32,13 @@ def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
     return {zero_shot.path: file_sha256(zero_shot.path)}
 
 
-def check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
-    """Check the expert, the head and the images of a task. Returns the SHA-256 of the expert and head by path.
+def check_task(suite: Suite, backbone: str, task: str, moments: Path | None = None) -> Mapping[Path, str]:
+    """Check the expert, the head and the images of a task. Returns the SHA-256 of the files a merge reads, by path.
 
+    Args:
+        moments: folder of input moments, where they are needed.
     Raises:
-        CheckpointError: the expert or the head is missing, truncated, NaN, or does not fit the backbone.
+        CheckpointError: the expert, the head or the moments are missing, truncated, NaN, or do not fit each other.
         DataError: images are missing, or differ in number or labels from what the suite says.
     """
     expert, head_path = check_expert(suite, backbone, task), suite.head_path(backbone, task)
@@ -42,7 +46,17 @@ def check_task(suite: Suite, backbone: str, task: str) -> Mapping[Path, str]:
     load_head(head_path, num_classes=len(suite.task(task).classes), embed_dim=embed_dim)
     for split in SPLITS:
         check_images(suite, task, split)
-    return {path: file_sha256(path) for path in (expert.path, head_path)}
+    hashes = {path: file_sha256(path) for path in (expert.path, head_path)}
+    if moments is not None:
+        path = moments_path(moments, backbone, task)
+        command = f"raymerge stats --suite {shlex.quote(suite.name if suite.name in SUITES else str(suite.root))}"
+        if suite.name in SUITES:
+            command += f" --profile {suite.profile} --suite-seed {suite.seed}"
+        if moments != moments_dir(suite):
+            command += f" --output {shlex.quote(str(moments))}"
+        check_moments(path, expert_sha256=hashes[expert.path], shapes=expert.shapes, command=command)
+        hashes[path] = file_sha256(path)
+    return hashes
 
 
 def check_expert(suite: Suite, backbone: str, task: str) -> Checkpoint:

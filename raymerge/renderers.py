@@ -186,9 +186,11 @@ def _choice(entry: Entry, names: Sequence[str]) -> str:
     return ", ".join(_value(value) for value in values)
 
 
-def _value(value: float | tuple[float, ...] | None) -> str:
+def _value(value: float | str | tuple[float, ...] | None) -> str:
     if value is None:
         return DASH
+    if isinstance(value, str):
+        return value
     if isinstance(value, tuple):  # chosen by every task for itself
         low, high = f"{min(value):.3g}", f"{max(value):.3g}"
         return low if low == high else f"{low} to {high}"

@@ -33,7 +33,7 @@ class Entry:
     status: Literal["finished", "failed", "missing"]
     error: str | None
     alpha: float | None
-    params: Mapping[str, float | tuple[float, ...]]
+    params: Mapping[str, float | str | tuple[float, ...]]
     val_accuracy: float | None
     val_normalized_accuracy: float | None
     accuracy: float | None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raymerge.driver import Sweep, reference_cells
+from raymerge.methods import METHODS
 from raymerge.output import open_output
 from raymerge.records import Cell, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter, recover, write_summary
 from raymerge.search_space import sweep_cells
-from raymerge.suites import Suite, cache_dir, find_suite
+from raymerge.suites import Suite, cache_dir, find_suite, moments_dir
 from raymerge.summary import SummaryRow, summarise
 from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
 
@@ -77,8 +78,10 @@ def run_sweep(
             preparation.prepare_suite(suite, slots, listener.preparing)
             tasks = {cell.backbone: cell.tasks for cell in reference_cells(suite, cells)}
             listener.stage("checking checkpoints and images")
-            hashes = cluster.check_suite(suite, tasks)
-            fingerprint = cluster.fingerprint(suite, hashes)
+            moments = Path(spec.moments).expanduser() if spec.moments else moments_dir(suite)
+            needs_moments = any(METHODS.declaration(cell.method).moments for cell in cells)
+            hashes = cluster.check_suite(suite, tasks, moments if needs_moments else None)
+            fingerprint = cluster.fingerprint(suite, hashes, moments)
             output.begin(fingerprint)
             context = RunContext(
                 sweep=spec.name,
@@ -90,7 +93,7 @@ def run_sweep(
                 objective=spec.search.objective,
                 precision=spec.evaluation.precision,
             )
-            return _run(spec, suite, cells, output_dir, context, hashes, slots, listener)
+            return _run(spec, suite, cells, output_dir, context, hashes, moments, slots, listener)
 
 
 def _run(
@@ -100,6 +103,7 @@ def _run(
     output_dir: Path,
     context: RunContext,
     hashes: dict[Path, str],
+    moments: Path,
     slots: "Slots",
     listener: Listener,
 ) -> Outcome:
@@ -129,6 +133,7 @@ def _run(
         suite,
         hashes,
         cache_dir() / "merges",
+        moments,
         families=sweep.families,
         max_parallel=slots.merges,
         publish=lambda merge_id, shards: dispatcher.publish.remote(merge_id, shards),

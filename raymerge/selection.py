@@ -34,7 +34,7 @@ def _rank(record: TrialRecord, objective: Objective) -> tuple[Any, ...]:
     return (math.inf if math.isnan(value) else -value, record.point.alpha, _sortable(record.point), record.trial_id)
 
 
-def _sortable(point: Point) -> tuple[tuple[str, tuple[float, ...]], ...]:
+def _sortable(point: Point) -> tuple[tuple[str, tuple[float | str, ...]], ...]:
     items = sorted(point.params.items())
     return tuple((name, tuple(value) if isinstance(value, (tuple, list)) else (value,)) for name, value in items)
 

@@ -1,6 +1,7 @@
 """SerialExecutor: a whole sweep in this process, with readable tracebacks and the same results as on a cluster."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,14 +11,20 @@ from raymerge.merge_request import Group, group_merges, request_for
 from raymerge.merging import merge_shard, read_statistics, shards_of
 from raymerge.records import EvalJob, Failed, TaskScore
 from raymerge.shards import jobs_of
+from raymerge.suites import moments_dir
 from raymerge.worker import EvalWorker, WorkerSetup
 
 
 class SerialExecutor:
     """Runs the trials of a sweep one after another."""
 
-    def __init__(self, setup: WorkerSetup):
+    def __init__(self, setup: WorkerSetup, moments: Path | None = None):
+        """
+        Args:
+            moments: folder of input moments; None: that of the suite in the cache.
+        """
         self._setup = setup
+        self._moments = moments or moments_dir(setup.suite)
         self._updates: dict[str, Sequence[Mapping[str, np.ndarray]]] = {}
         self._failed: set[str] = set()
         self._worker = EvalWorker(setup, fetch=lambda update: update)
@@ -69,7 +76,7 @@ class SerialExecutor:
                 self._updates[merge.merge_id] = [{name: value.numpy() for name, value in update.items()}]
 
     def _compute(self, group: Group) -> list[dict]:
-        request = request_for(self._setup.suite, group)
+        request = request_for(self._setup.suite, group, self._moments)
         statistics = read_statistics(request)
         updates: list[dict] = [{} for _ in group.merges]
         for names in shards_of(request):

@@ -171,6 +171,12 @@ class SweepSpec(Section):
     tasks: Names | None = Field(
         default=None, validate_default=True, description="One task set by name, instead of num_tasks."
     )
+    moments: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of input moments, which some methods need, as `raymerge stats --output` writes it; null: "
+        "where `raymerge stats` puts those of the suite.",
+    )
     search: Annotated[SearchSettings, BeforeValidator(_empty_means_default)] = Field(
         default=SearchSettings(), description="How parameters are chosen."
     )
@@ -241,11 +247,11 @@ def resolve(spec: SweepSpec) -> dict[str, Any]:
 def spec_hash(spec: SweepSpec) -> str:
     """Content id of what decides the numbers.
 
-    The name, the resources and how images are cut into batches are left out: a sweep may be resumed with more
-    evaluators or smaller batches. The order of backbones, sizes and methods does not matter.
+    The name, the resources, the place of input moments and how images are cut into batches are left out: a sweep may
+    be resumed with more evaluators or smaller batches. The order of backbones, sizes and methods does not matter.
     """
     value = resolve(spec)
-    for key in ("schema_version", "name", "resources"):
+    for key in ("schema_version", "name", "resources", "moments"):
         del value[key]
     for key in ("batch_size", "shard_images"):
         del value["evaluation"][key]

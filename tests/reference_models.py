@@ -18,9 +18,16 @@ def task_vectors(zero_shot: Mapping[str, Tensor], experts: Sequence[Mapping[str,
     }
 
 
-def merged_update(method: str, deltas: Mapping[str, Tensor], params: Mapping[str, Any] | None = None) -> dict:
+def merged_update(
+    method: str,
+    deltas: Mapping[str, Tensor],
+    params: Mapping[str, Any] | None = None,
+    moments: Sequence[Mapping[str, Tensor]] = (),
+) -> dict:
     """What alpha multiplies, for every tensor of the model."""
     params = params or {}
+    if method in ("scale-svd", "iso-iasad"):
+        return {name: _low_rank_sparse(method, name, value, params, moments) for name, value in deltas.items()}
     if method in ("weight-averaging", "task-arithmetic"):
         return {name: value.sum(dim=0) for name, value in deltas.items()}
     if method == "ties":
@@ -37,6 +44,18 @@ def merged_update(method: str, deltas: Mapping[str, Tensor], params: Mapping[str
         name: merge(value, *extra) if value.ndim == 3 and "text_projection" not in name else value.mean(dim=0)
         for name, value in deltas.items()
     }
+
+
+def _low_rank_sparse(
+    method: str, name: str, deltas: Tensor, params: Mapping[str, Any], moments: Sequence[Mapping[str, Tensor]]
+) -> Tensor:
+    if deltas.ndim != 3 or "text_projection" in name or not deltas.any():
+        return deltas.sum(dim=0) if method == "scale-svd" else deltas.mean(dim=0)
+    setting = [params["sparsity"], params["rank_ratio"], int(params["num_iters"]), params["prune_level"]]
+    own = [task[name] for task in moments]
+    if method == "scale-svd":
+        return reference.scale_svd(deltas, own, params["apply"], *setting)
+    return reference.iso_iasad(deltas, own, params["center"], *setting)
 
 
 def tall_mask_update(deltas: Mapping[str, Tensor], task: int, mask_lambda: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -32,6 +33,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tsv-m": {},
     "iso-c": {},
     "iso-cts": {"common_space_fraction": 0.5},
+    "scale-svd": {"sparsity": 0.1, "rank_ratio": 0.5, "num_iters": 3.0, "prune_level": "row", "apply": "per_task"},
+    "iso-iasad": {
+        "sparsity": 0.1,
+        "rank_ratio": 0.5,
+        "num_iters": 3.0,
+        "prune_level": "element",
+        "center": "restore_mean",
+    },
 }
 MERGING = sorted(name for name in METHODS if METHODS.declaration(name).kind == "merging")
 OUTPUTS = {
@@ -43,6 +52,7 @@ OUTPUTS = {
         Output({"mask_lambda": 0.6, "min_tasks": 2.0}, task=0),
     ],
 }
+INPUTS_ALONG_ROWS = ("model.visual.c_proj.weight",)
 HASHES = ["z", "a", "b", "c"]
 
 
@@ -56,15 +66,29 @@ def some_states(num_experts: int = 3, seed: int = 0) -> tuple[dict[str, Tensor],
     return zero_shot, experts
 
 
+def some_moments(num_experts: int = 3, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Of the inputs of every matrix that moves, per expert."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moment(name: str, shape: tuple[int, ...]) -> Tensor:
+        size = (shape[0], 1) if name in INPUTS_ALONG_ROWS else (1, shape[1])
+        return torch.randn(size, generator=generator).exp()
+
+    matrices = {n: s for n, s in SHAPES.items() if len(s) == 2 and n not in (UNTOUCHED, "model.text_projection")}
+    return [{name: moment(name, shape) for name, shape in matrices.items()} for _ in range(num_experts)]
+
+
 def write_states(folder: Path, zero_shot: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> None:
     save_state_dict(folder / "zero.pt", zero_shot)
-    for i, expert in enumerate(experts):
+    for i, (expert, moments) in enumerate(zip(experts, some_moments(len(experts)), strict=True)):
         save_state_dict(folder / f"expert{i}.pt", expert)
+        safetensors.torch.save_file(moments, folder / f"moments{i}.safetensors")
 
 
 def request_of(folder: Path, method: str, *outputs: Output, num_experts: int = 3) -> MergeRequest:
     experts = tuple(folder / f"expert{i}.pt" for i in range(num_experts))
-    return MergeRequest(folder / "zero.pt", experts, method, outputs or (Output(SETTINGS[method]),))
+    moments = tuple(folder / f"moments{i}.safetensors" for i in range(num_experts)) if METHODS[method].moments else ()
+    return MergeRequest(folder / "zero.pt", experts, method, outputs or (Output(SETTINGS[method]),), moments)
 
 
 def merge_all(request: MergeRequest) -> list[dict[str, Tensor]]:

@@ -19,8 +19,9 @@ from raymerge.merge_request import (
     group_merges,
     request_for,
 )
-from raymerge.suites import Backbone, Suite
+from raymerge.suites import Backbone, Suite, moments_path
 
+MOMENTS = Path("moments")
 EIGHT, TWELVE, OTHERS = ("A", "B"), ("A", "B", "C"), ("C", "D")
 
 
@@ -97,7 +98,7 @@ def test_merges_without_a_family_are_grouped_by_what_they_read(suite, monkeypatc
     assert [group.merges for group in group_merges(iso, suite)] == [tuple(iso[:2]), (iso[2],)]
     assert MAX_OUTPUT_BYTES == 32 * SHARD_BYTES == 512 * 1024 * 1024
 
-    assert request_for(suite, Group(tuple(masked))) == MergeRequest(
+    assert request_for(suite, Group(tuple(masked)), MOMENTS) == MergeRequest(
         suite.zero_shot_path("vit"),
         (suite.expert_path("vit", "A"), suite.expert_path("vit", "B")),
         "consensus-ta",
@@ -105,12 +106,18 @@ def test_merges_without_a_family_are_grouped_by_what_they_read(suite, monkeypatc
     )
 
 
+def test_a_method_that_needs_moments_reads_those_of_every_task(suite):
+    (group,) = group_merges([Merge("vit", ("B", "A"), "scale-svd", {"sparsity": 0.1})], suite)
+    request = request_for(suite, group, MOMENTS)
+    assert request.moments == tuple(moments_path(MOMENTS, "vit", task) for task in ("B", "A"))
+
+
 def test_a_request_of_a_family_reads_its_largest_set_and_plans_all_of_it(suite, monkeypatch):
     small, large = iso_cts(("C", "A"), 0.1, 0.2), iso_cts(TWELVE, 0.1)
     families = families_of([*small, *large])
     (group,) = group_merges([small[1], large[0], small[0]], suite, families)
     assert group.merges == (large[0], small[1], small[0]), "outputs of the same tasks follow each other"
-    request = request_for(suite, group)
+    request = request_for(suite, group, MOMENTS)
     assert request.experts == tuple(suite.expert_path("vit", task) for task in TWELVE)
     fractions = [{"common_space_fraction": f} for f in (0.1, 0.2)]
     assert request.outputs == (
@@ -120,8 +127,8 @@ def test_a_request_of_a_family_reads_its_largest_set_and_plans_all_of_it(suite, 
     )
     assert sorted(request.planned, key=repr) == sorted(request.outputs, key=repr)
     (part,) = group_merges([small[0]], suite, families)
-    assert request_for(suite, part) == replace(request, outputs=request.outputs[2:])
+    assert request_for(suite, part, MOMENTS) == replace(request, outputs=request.outputs[2:])
     monkeypatch.setattr(merge_request, "MAX_OUTPUT_BYTES", 100)
-    parts = [request_for(suite, part) for part in group_merges([*small, *large], suite, families)]
+    parts = [request_for(suite, part, MOMENTS) for part in group_merges([*small, *large], suite, families)]
     assert len(parts) == 3
-    assert {part.planned for part in parts} == {request.planned}, "however it is cut, the same is planned"
+    assert all(part.planned == request.planned for part in parts), "however it is cut, the same is planned"

@@ -22,6 +22,7 @@ from some_models import (
     assert_identical,
     merge_all,
     request_of,
+    some_moments,
     some_states,
     write_states,
 )
@@ -171,7 +172,8 @@ def test_updates_are_those_of_a_whole_model_in_memory(folder, method, num_shards
     assert (len(shards_of(request_of(folder, method))) > 1) == (num_shards == "many")
     (update,) = merge_all(request_of(folder, method))
     deltas = reference_models.task_vectors(*some_states())
-    assert_updates_close(update, reference_models.merged_update(method, deltas, SETTINGS[method]))
+    expected = reference_models.merged_update(method, deltas, SETTINGS[method], some_moments())
+    assert_updates_close(update, expected)
     assert UNTOUCHED not in update
     assert len(update) == len(SHAPES) - 1
     assert all(value.dtype == torch.float32 for value in update.values())
@@ -217,7 +219,10 @@ def test_outputs_of_nested_and_other_sets_of_tasks(folder, method):
     for update, tasks in zip(together, sets, strict=True):
         request = request_of(folder, method, Output(setting))
         chosen = request.experts if tasks is None else tuple(request.experts[task] for task in tasks)
-        assert_identical(update, merge_all(replace(request, experts=chosen))[0])
+        alone = replace(request, experts=chosen)
+        if request.moments and tasks is not None:
+            alone = replace(alone, moments=tuple(request.moments[task] for task in tasks))
+        assert_identical(update, merge_all(alone)[0])
 
 
 def test_a_set_whose_experts_left_a_tensor_alone(tmp_path):
@@ -328,3 +333,57 @@ def test_a_missing_file_is_named(folder):
     request = replace(request_of(folder, "iso-c"), experts=(folder / "nobody.pt",))
     with pytest.raises(CheckpointError, match=r"nobody\.pt: no such checkpoint file"):
         merge_all(request)
+
+
+# --- input moments --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["scale-svd", "iso-iasad"])
+def test_moments_that_are_not_there(folder, method):
+    request = replace(request_of(folder, method), moments=())
+    with pytest.raises(
+        MergeInputError, match=r"merged by .*: there are no input moments: collect them with 'raymerge st"
+    ):
+        merge_all(request)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, r"moments1\.safetensors has no input moments of it"),
+        (torch.ones(1, 6), r"holds moments of shape \(1, 6\) for a matrix \(9, 5\), expected \(1, 5\) or \(9, 1\)"),
+        (torch.ones(5), r"holds moments of shape \(5,\) for a matrix \(9, 5\)"),
+        (torch.zeros(1, 5), r"second moments of its inputs are negative, not finite or all zero"),
+    ],
+)
+def test_moments_that_do_not_fit(folder, tmp_path, change, message):
+    moments = some_moments()[1]
+    name = "model.visual.c_fc.weight"
+    moments = {key: value for key, value in moments.items() if key != name}
+    if change is not None:
+        moments[name] = change
+    path = tmp_path / "moments1.safetensors"
+    safetensors.torch.save_file(moments, path)
+    request = request_of(folder, "scale-svd")
+    request = replace(request, moments=(request.moments[0], path, request.moments[2]))
+    with pytest.raises(MergeInputError, match=f"^'{name}', merged by scale-svd: .*{message}"):
+        merge_all(request)
+
+
+def test_decompositions_are_shared_by_planned_sets(folder, monkeypatch):
+    calls = []
+    method = METHODS["scale-svd"]
+
+    def counting(task_matrices: Tensor, uses: Any, **extra: Any) -> Any:
+        calls.append((task_matrices.shape[0], len(uses)))
+        assert method.task_factors
+        return method.task_factors(task_matrices, uses, **extra)
+
+    setting = SETTINGS["scale-svd"]
+    outputs = (Output(setting), Output(setting, tasks=(0, 1)), Output(setting | {"num_iters": 5.0}))
+    request = replace(request_of(folder, "scale-svd", outputs[0], outputs[2]), planned=outputs)
+    expected = merge_all(request)
+    monkeypatch.setattr(merging, "METHODS", {"scale-svd": replace(method, task_factors=counting)})
+    for update, one in zip(merge_all(request), expected, strict=True):
+        assert_identical(update, one)
+    assert calls == [(3, 3)] * 4, "once per matrix that changed, for all that is planned"

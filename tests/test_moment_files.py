@@ -12,7 +12,8 @@ from torch import Tensor
 import raymerge
 from raymerge.checkpoints import Checkpoint, save_safetensors
 from raymerge.errors import CheckpointError
-from raymerge.moment_files import Origin, check_moments, image_matrices, mean_moments, moments_path, write_moments
+from raymerge.moment_files import Origin, check_moments, image_matrices, mean_moments, write_moments
+from raymerge.suites import moments_path
 
 SHAPES = {
     "model.positional_embedding": (4, 6),

@@ -14,7 +14,7 @@ from raymerge.checkpoints import open_checkpoint, save_head, save_state_dict
 from raymerge.errors import PreflightError
 from raymerge.images import open_images, write_images
 from raymerge.preflight import check_backbone, check_task
-from raymerge.suites import Suite
+from raymerge.suites import Suite, moments_dir
 
 BACKBONE = tiny_suite.BACKBONE
 
@@ -40,6 +40,28 @@ def test_a_sound_suite_gives_its_hashes(sound):
     assert check_backbone(sound, BACKBONE) == {zero_shot: sha256(zero_shot)}
     files = [sound.expert_path(BACKBONE, "Task1"), sound.head_path(BACKBONE, "Task1")]
     assert check_task(sound, BACKBONE, "Task1") == {path: sha256(path) for path in files}
+
+
+def test_moments_are_read_where_they_are_needed(suite):
+    folder = suite.root / "my moments"
+    command = f"raymerge stats --suite {suite.root} --output '{folder}'"
+    with pytest.raises(PreflightError) as caught:
+        check_task(suite, BACKBONE, "Task1", folder)
+    path = folder / BACKBONE / "Task1.safetensors"
+    assert str(caught.value) == f"{path}: no such file of input moments. Collect it with: {command}"
+    tiny_suite.tiny_moments(suite, folder)
+    assert check_task(suite, BACKBONE, "Task1", folder)[path] == sha256(path)
+    assert path not in check_task(suite, BACKBONE, "Task1")
+    shutil.copy(folder / BACKBONE / "Task0.safetensors", path)
+    with pytest.raises(PreflightError, match="collected from another expert"):
+        check_task(suite, BACKBONE, "Task1", folder)
+
+
+def test_the_command_that_collects_moments_names_the_demo_by_its_variant(suite, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAYMERGE_HOME", str(tmp_path / "home"))
+    demo = replace(suite, name="demo", profile="reduced", seed=3)
+    with pytest.raises(PreflightError, match=r"raymerge stats --suite demo --profile reduced --suite-seed 3$"):
+        check_task(demo, BACKBONE, "Task1", moments_dir(demo))
 
 
 def rewrite(path: Path, name: str, index: int, value: float) -> None:

@@ -46,6 +46,14 @@ def table(*rows, **arguments) -> Table1:
     return Table1.from_summary(pd.DataFrame(rows), **arguments)
 
 
+def test_a_parameter_that_is_a_word_is_shown_as_it_is():
+    found = table(row("scale-svd", 0.7, 0.8, alpha=0.4, sparsity=0.1, apply="merged", prune_level="row"))
+    assert found.chosen["scale-svd"] == ("alpha", "apply", "prune_level", "sparsity")
+    assert "0.4, merged, row, 0.1" in markdown(found)
+    (cell,) = json.loads(to_json(found))["cells"]
+    assert cell["params"] == {"apply": "merged", "prune_level": "row", "sparsity": 0.1}
+
+
 @pytest.fixture
 def small() -> Table1:
     return table(

@@ -20,7 +20,7 @@ from raymerge.methods import METHODS
 from raymerge.records import TrialRecord
 from raymerge.search_space import sweep_cells
 from raymerge.serial import SerialExecutor
-from raymerge.suites import Suite
+from raymerge.suites import Suite, moments_path
 from raymerge.summary import SummaryRow, summarise
 from raymerge.sweep_spec import SweepSpec
 from raymerge.worker import WorkerSetup
@@ -34,15 +34,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "task-arithmetic": ALPHAS,
     "ties": ALPHAS,
     "consensus-ta": {**ALPHAS, "mask_lambda": [0.2, 0.4, 0.6]},
+    "scale-svd": {**ALPHAS, "sparsity": 0.5, "num_iters": 3},
     "tsv-m": ALPHAS,
     "iso-c": ALPHAS,
     "iso-cts": {**ALPHAS, "common_space_fraction": [0.4, 0.8]},
+    "iso-iasad": {**ALPHAS, "rank_ratio": [0.4, 0.8]},
 }
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    return tiny_suite.tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=3)
+    suite = tiny_suite.tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=3)
+    tiny_suite.tiny_moments(suite, suite.root / "moments")
+    return suite
 
 
 def spec_of(methods: Mapping[str, Any] = SETTINGS, **changes: Any) -> SweepSpec:
@@ -55,7 +59,7 @@ def run(suite: Suite, spec: SweepSpec) -> tuple[list[TrialRecord], list[SummaryR
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     records: list[TrialRecord] = []
     sweep = Sweep(spec, suite, cells, finished={}, on_record=records.append, device="cpu")
-    SerialExecutor(WorkerSetup(suite, spec.evaluation)).run(sweep)
+    SerialExecutor(WorkerSetup(suite, spec.evaluation), suite.root / "moments").run(sweep)
     assert sweep.done
     return records, summarise(records, cells, spec.search.objective)
 
@@ -93,7 +97,8 @@ class Recomputed:
             if own is not None:
                 self.updates[key] = reference_models.tall_mask_update(deltas, own, params["mask_lambda"])
             else:
-                self.updates[key] = reference_models.merged_update(method, deltas, params)
+                moments = [self._state(moments_path(self.suite.root / "moments", BACKBONE, name)) for name in tasks]
+                self.updates[key] = reference_models.merged_update(method, deltas, params, moments)
         update = self.updates[key]
         return {name: value.double() + record.point.alpha * update[name] for name, value in self.zero_shot.items()}
 
@@ -120,7 +125,8 @@ def test_every_trial_is_what_a_second_implementation_finds(suite, swept, method)
     assert list(SETTINGS) == list(METHODS)
     recomputed = Recomputed(suite)
     own = [r for r in records if r.cell.method == method and r.cell.num_tasks == 3]
-    expected = {"zero-shot": 2, "fine-tuned": 2, "weight-averaging": 2, "consensus-ta": 3 + 5 + 1, "iso-cts": 10 + 1}
+    expected = {"zero-shot": 2, "fine-tuned": 2, "weight-averaging": 2, "consensus-ta": 3 + 5 + 1}
+    expected |= dict.fromkeys(("iso-cts", "iso-iasad"), 10 + 1)
     assert len(own) == expected.get(method, 5 + 1)
     for record in own:
         assert [found.task for found in record.scores] == ["Task2", "Task1", "Task0"]
@@ -168,7 +174,7 @@ def test_methods_differ_on_this_suite(swept):
 
 
 def test_merges_are_shared_and_released(suite, monkeypatch):
-    """Alphas share one merge, task sets do not, and nothing is left in the end."""
+    """Alphas share one merge, settings and nested task sets one request, and nothing is left in the end."""
     requests = []
     original = serial.read_statistics
 
@@ -184,8 +190,8 @@ def test_merges_are_shared_and_released(suite, monkeypatch):
     executor.run(sweep)
     assert sorted(requests) == [
         *[("fine-tuned", 1, 1)] * 3,
-        *(("iso-cts", 2, 2), ("iso-cts", 3, 2)),
-        *(("ties", 2, 1), ("ties", 3, 1)),
+        ("iso-cts", 3, 4),
+        ("ties", 3, 2),
     ]
     assert executor._updates == {}
 
@@ -231,7 +237,7 @@ def test_what_cannot_be_merged_fails_its_trials_and_the_sweep_goes_on(suite, mon
     original = executor._compute
 
     def refuse(group: Any) -> Any:
-        (merge,) = group
+        (merge,) = group.merges
         computed.append((merge.method, merge.tasks, dict(merge.params)))
         if merge.params.get("keep") == 0.2:
             raise MergeInputError("these cannot be merged")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny_suite import tiny_suite
+from tiny_suite import tiny_moments, tiny_suite
 
 from raymerge import results
 from raymerge.driver import Sweep
@@ -34,22 +34,27 @@ METHODS = [
     "task-arithmetic",
     "ties",
     "consensus-ta",
+    "scale-svd",
     "tsv-m",
     "iso-c",
     "iso-cts",
+    "iso-iasad",
 ]
 SPEC = """\
 name: tiny
 suite: {suite}
 num_tasks: [2, 4]
 methods: [{methods}]
+moments: {suite}/moments
 search: {{trials: 6, batch: 3, prune: {{after: 0.25, margin: 0.1}}}}
 """
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    return tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=4)
+    suite = tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=4)
+    tiny_moments(suite, suite.root / "moments")
+    return suite
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def serial(suite: Suite, spec_file: Path) -> dict[str, TrialRecord]:
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     sweep = Sweep(spec, suite, cells, finished={}, on_record=lambda record: None)
     try:
-        SerialExecutor(WorkerSetup(suite, spec.evaluation)).run(sweep)
+        SerialExecutor(WorkerSetup(suite, spec.evaluation), suite.root / "moments").run(sweep)
     finally:
         torch.set_num_threads(threads)
     return dict(sweep.records)
@@ -290,15 +295,21 @@ def test_another_spec_is_refused(spec_file: Path, home: Path, undisturbed: Path)
         (lambda suite: _poison(suite.expert_path("demo-vit", "Task2")), ["Task2", "NaN", "visual.proj"]),
         (lambda suite: suite.expert_path("demo-vit", "Task0").unlink(), ["Task0", "no such"]),
         (lambda suite: _wrong_head(suite.head_path("demo-vit", "Task3")), ["head_Task3Val", "expected"]),
+        (
+            lambda suite: (suite.root / "moments/demo-vit/Task1.safetensors").unlink(),
+            ["Task1", "raymerge stats --suite"],
+        ),
     ],
-    ids=["truncated", "nan", "missing", "head"],
+    ids=["truncated", "nan", "missing", "head", "moments"],
 )
 def test_broken_files_are_named_before_any_work(
     damage: Callable[[Suite], None], words: list[str], spec_file: Path, home: Path, tmp_path: Path
 ) -> None:
     broken = tiny_suite(tmp_path / "suite", num_tasks=4)
+    tiny_moments(broken, broken.root / "moments")
     damage(broken)
-    code, _, stderr = Runner(spec_file, tmp_path / "out", home, "--set", f"suite={broken.root}").wait()
+    changes = ("--set", f"suite={broken.root}", "--set", f"moments={broken.root}/moments")
+    code, _, stderr = Runner(spec_file, tmp_path / "out", home, *changes).wait()
     assert code == 4, stderr
     assert "Traceback" not in stderr
     assert all(word in stderr for word in words), stderr

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raymerge.checkpoints import PREFIX, save_head, save_state_dict
+from raymerge.checkpoints import PREFIX, Checkpoint, file_sha256, save_head, save_state_dict
 from raymerge.images import write_images
-from raymerge.suites import Suite, suite_from_json, write_suite_json
+from raymerge.moment_files import Origin, image_matrices, write_moments
+from raymerge.suites import Suite, moments_path, suite_from_json, write_suite_json
 from raymerge.suites.demo.clip import build_clip, build_image_encoder, published_state
 from raymerge.suites.demo.recipe import BACKBONE, IMAGE_SIZE, DemoRecipe
 
@@ -47,6 +48,18 @@ def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 
             write_images(suite.images_path(task.name, split), pixels, labels)
     write_suite_json(root, description(num_tasks, images, seed))
     return suite
+
+
+def tiny_moments(suite: Suite, folder: Path) -> None:
+    """Write input moments of the experts to `folder`: random ones, which say nothing about the images."""
+    generator = torch.Generator().manual_seed(suite.seed)
+    for task in suite.tasks:
+        expert = Checkpoint(suite.expert_path(BACKBONE, task.name))
+        matrices = image_matrices(expert.shapes)
+        moments = {name: torch.randn(1, cols, generator=generator).exp() for name, (_, cols) in matrices.items()}
+        moments[PREFIX + "visual.proj"] = torch.randn(RECIPE.width, 1, generator=generator).exp()
+        origin = Origin("tiny", "tiny", suite.seed, BACKBONE, task.name, 1, "0", file_sha256(expert.path))
+        write_moments(moments_path(folder, BACKBONE, task.name), moments, dict.fromkeys(moments, "resid"), origin)
 
 
 def description(num_tasks: int, images: int, seed: int) -> dict[str, Any]:

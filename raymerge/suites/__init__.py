@@ -80,6 +80,11 @@ def cache_dir() -> Path:
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("raymerge"))
 
 
+def moments_path(folder: Path, backbone: str, task: str) -> Path:
+    """The file of one expert's input moments in a folder of them."""
+    return folder / backbone / f"{task}.safetensors"
+
+
 def moments_dir(suite: Suite) -> Path:
     """Where `raymerge stats` keeps the input moments of a suite's experts."""
     return cache_dir() / "moments" / f"{suite.name}-{suite.profile}-seed{suite.seed}"

@@ -69,6 +69,9 @@ def projected_triplets(
 ) -> Triplets:
     """The `count` leading triplets of (I - U_k U_k^T) Delta_t of every task, k = num_common.
 
+    Where rows <= cols, their left vectors are given by their coordinates in the basis U_k:, which is as large as
+    their space: polar(U_k: Y) = U_k: polar(Y), and nothing of Y can lie outside.
+
     Args:
         task_matrices, u: of the same precision.
         grams: with first <= num_common; computed for this k alone where they are None.
@@ -80,8 +83,8 @@ def projected_triplets(
     if grams.trailing is not None:
         start = num_common - grams.first
         spaces = leading_eigenspaces(grams.trailing[:, start:, start:].contiguous(), count, grams.energy)
-        basis = _times(rest, spaces.basis)
-        found = Triplets(*triplets_of_basis(basis, basis.mT @ task_matrices))
+        image = _times(rest, spaces.basis).mT @ task_matrices
+        found = Triplets(*triplets_of_basis(spaces.basis, image), spaces.error)
     else:
         assert grams.inside is not None
         assert grams.outside is not None
@@ -90,18 +93,17 @@ def projected_triplets(
         spaces = leading_eigenspaces(matrices, count, grams.energy)
         image = task_matrices @ spaces.basis - _times(common, grams.inside[:, :num_common] @ spaces.basis)
         v, s, uh = triplets_of_basis(spaces.basis, image.mT)
-        found = Triplets(uh.mT, s, v.mT)
+        found = Triplets(uh.mT, s, v.mT, spaces.error)
 
     def decompose(task: int) -> tuple[Tensor, Tensor, Tensor]:
         task_matrix = task_matrices[task].double()
         scale, tolerance = float(torch.linalg.matrix_norm(task_matrix)), tolerance_for(torch.float32)
         if grams.trailing is not None:
-            left, s, vh = compact_svd(rest.double().mT @ task_matrix, scale, tolerance)
-            return rest.double() @ left, s, vh
+            return compact_svd(rest.double().mT @ task_matrix, scale, tolerance)
         residual = task_matrix - common.double() @ (common.double().mT @ task_matrix)
         return compact_svd(residual, scale, tolerance)
 
-    return with_exact(found, spaces.error, decompose)
+    return with_exact(found, decompose)
 
 
 def _times(matrix: Tensor, batch: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """`raymerge stats`: collect the input moments of a suite's experts, and print their means."""
 
 import contextlib
-import enum
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymerge.cli_options import Debug, Json, Quiet
+from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.errors import UsageError, did_you_mean
 from raymerge.streams import errors_told, render, tell, write_json
 
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
 
 SHOWN_KINDS = ("resid", "attention", "mlp")
 """The moments of positions say nothing: all are one over the number of tokens."""
-
-
-class Device(enum.StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def stats(
@@ -137,7 +130,7 @@ def _collect(
         view.stage(f"loading suite '{suite.name}'")
         from raymerge.moment_collection import collect, find_items, make_folder  # torch takes seconds to import
 
-        where = _torch_device(device)
+        where = torch_device(device)
         make_folder(folder)
         if not suite.is_prepared:
             _prepare(suite, view, debug)
@@ -146,16 +139,6 @@ def _collect(
         if any(item.why for item in items):
             view.stage(f"collecting input moments on {where.type}")
         return list(collect(suite, items, device=where, batch_size=batch_size, report=view.preparing))
-
-
-def _torch_device(device: Device) -> Any:
-    import torch
-
-    if device == Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == Device.cuda and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but torch finds no CUDA device on this machine; use auto or cpu.")
-    return torch.device(device.value)
 
 
 def _prepare(suite: "Suite", view: "Silent | Lines | LiveView", debug: bool) -> None:

@@ -78,7 +78,7 @@ def iso_cts_factorise(task_matrices: Float[Tensor, "tasks rows cols"], uses: Seq
     planned = [num_common for num_common, num_per_task in sizes if num_per_task]
     if planned and _is_large(task_matrices) and len(s) == num_values:
         precision = precision_for(num_values, 1 / num_tasks)
-        grams = projected_grams(task_matrices.to(precision), u.to(precision), min(planned))
+        grams = projected_grams(task_matrices.to(precision), u.to(precision), min(planned), max(planned))
     found = conditioning(s, num_values)
     note_conditioning(found, "the sum of the task matrices")
     return IsoCtsFactors(task_matrices, u, s, vh, found, grams)

@@ -31,6 +31,11 @@ class Spectrum(enum.StrEnum):
     gaussian = "gaussian"
 
 
+class Precision(enum.StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
 @bench.command("merge")
 def bench_merge(
     backbones: Annotated[
@@ -46,6 +51,9 @@ def bench_merge(
         Spectrum,
         typer.Option("--spectrum", help="Of the random task matrices."),
     ] = Spectrum.decaying,
+    plain_dtype: Annotated[
+        Precision, typer.Option("--plain-dtype", help="Precision of the plain transcription.")
+    ] = Precision.float32,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns of each side.")] = 3,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of torch.  [default: torch's own]")] = None,
     device: Annotated[Device, typer.Option("--device", help="Where both sides run.")] = Device.auto,
@@ -83,6 +91,7 @@ def bench_merge(
                             spectrum=spectrum.value,
                             repeats=repeats,
                             device=where,
+                            plain_dtype=getattr(torch, plain_dtype.value),
                             report=view.stage,
                         )
                         tables.append((backbone, count, rows))
@@ -91,6 +100,7 @@ def bench_merge(
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "spectrum": spectrum.value,
+            "plain": plain_dtype.value,
         }
         if as_json:
             rows = [

@@ -130,6 +130,8 @@ def test_merge_command(small_towers):
     assert (code, stderr) == (0, "")
     assert stdout.index("ties, ViT-B-32, 3 tasks") < stdout.index("iso-c, ViT-B-32, 3 tasks")
     assert "device: cpu, threads: 1" in stdout
+    assert "plain: float64" in stdout
+    assert stdout.count("0.0e+00") == 14, "float64 is what errors are measured against"
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,20 @@ class Timed:
 
 
 def time_case(
-    case: Case, shape: MatrixShape, num_tasks: int, *, spectrum: str, repeats: int, device: torch.device
+    case: Case,
+    shape: MatrixShape,
+    num_tasks: int,
+    *,
+    spectrum: str,
+    repeats: int,
+    device: torch.device,
+    plain_dtype: torch.dtype = torch.float32,
 ) -> Timed:
-    """Time a case on one matrix of a shape, after both sides have run once."""
+    """Time a case on one matrix of a shape, after both sides have run once.
+
+    Args:
+        plain_dtype: precision of the plain transcription. raymerge gets float32 and chooses for itself.
+    """
     method = METHODS[case.method]
     if method.moments:
         num_tasks = min(num_tasks, FEW_TASKS)
@@ -101,7 +112,7 @@ def time_case(
     def of_tasks(items: Any, output: Output) -> Any:
         return items if output.tasks is None else items[: len(output.tasks)]
 
-    def plain(dtype: torch.dtype = task_matrices.dtype) -> list[Tensor]:
+    def plain(dtype: torch.dtype = plain_dtype) -> list[Tensor]:
         matrices, scales = task_matrices.to(dtype), [moment.to(dtype) for moment in moments]
         merge = PLAIN[case.method]
         return [merge(of_tasks(matrices, output), of_tasks(scales, output), **output.setting) for output in outputs]
@@ -142,13 +153,20 @@ def time_backbone(
     spectrum: str,
     repeats: int,
     device: torch.device,
+    plain_dtype: torch.dtype = torch.float32,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Timed]:
     """A case on every shape of matrix of a backbone, and on all its matrices together, which comes last."""
     rows = []
     for shape in matrices_of(TOWERS[backbone]):
         report(f"{case.name}, {backbone}, {num_tasks} tasks: {shape.rows} x {shape.cols}")
-        row = time_case(case, shape, num_tasks, spectrum=spectrum, repeats=repeats, device=device)
+        options: dict[str, Any] = {
+            "spectrum": spectrum,
+            "repeats": repeats,
+            "device": device,
+            "plain_dtype": plain_dtype,
+        }
+        row = time_case(case, shape, num_tasks, **options)
         rows.append(replace(row, shape=f"{shape.name} {row.shape}"))
     return [*rows, _together(rows)]
 

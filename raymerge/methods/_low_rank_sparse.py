@@ -4,7 +4,7 @@ The alternation is that of OATS, Zhang and Papyan 2024, arXiv:2409.13652; docs/m
 """
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
@@ -51,47 +51,52 @@ def _alternate(
     num_iters: int,
     prune_level: str,
 ) -> Float64[Tensor, "outputs inputs"]:
+    """L + S of the last alternation.
+
+    At the entries that S keeps, L + S is A itself, and L elsewhere; A - S is the other way round.
+    """
     num_outputs, num_inputs = scaled.shape
     dense = rank_ratio * (1 - sparsity)
     rank = max(dense > 0, int(dense * num_outputs * num_inputs / (num_outputs + num_inputs)))
     part = (1 - rank_ratio) * (1 - sparsity)
     num_kept = int(part * (num_inputs if prune_level == "row" else scaled.numel()))
-    low_rank, sparse = torch.zeros_like(scaled), torch.zeros_like(scaled)
+    remaining, low_rank, magnitudes = scaled, torch.empty_like(scaled), torch.empty_like(scaled)
+    kept = torch.zeros_like(scaled, dtype=torch.bool)
     for _ in range(num_iters):
-        low_rank = _nearest_of_rank(scaled - sparse, rank)
-        sparse = _largest(scaled - low_rank, num_kept, prune_level)
-    return low_rank + sparse
+        _nearest_of_rank(remaining, rank, out=low_rank)
+        torch.sub(scaled, low_rank, out=magnitudes).abs_()
+        kept = _largest(magnitudes, num_kept, prune_level)
+        remaining = torch.where(kept, low_rank, scaled)
+    return torch.where(kept, scaled, low_rank)
 
 
-def _nearest_of_rank(matrix: Tensor, rank: int) -> Tensor:
+def _nearest_of_rank(matrix: Tensor, rank: int, out: Tensor) -> None:
     """The truncated SVD in float64: the selection of entries that follows turns on its last digits."""
     if rank == 0:
-        return torch.zeros_like(matrix)
-    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-    values, vectors = torch.linalg.eigh(gram(short))
+        out.zero_()
+        return
+    wide = matrix.shape[0] <= matrix.shape[1]
+    values, vectors = torch.linalg.eigh(gram(matrix if wide else matrix.mT))
     size = len(values)
     # the span is known as well as the eigenvalues at the cut are told apart
     gap = float(values[-rank] - values[-rank - 1]) if rank < size else float(values[-1])
     if 4 * torch.finfo(torch.float64).eps * float(values[-1]) > 1e-8 * gap:
         u, s, vh = compact_svd(matrix)
-        return (u[:, :rank] * s[:rank]) @ vh[:rank]
-    leading = vectors[:, -rank:]
-    if 2 * rank > size:  # the rest is the smaller part
-        trailing = vectors[:, :-rank]
-        projected = short - trailing @ (trailing.mT @ short)
-    else:
-        projected = leading @ (leading.mT @ short)
-    return projected if short is matrix else projected.mT
+        torch.mm(u[:, :rank] * s[:rank], vh[:rank], out=out)
+        return
+    is_rest = 2 * rank > size  # the rest is the smaller part
+    basis = vectors[:, :-rank] if is_rest else vectors[:, -rank:]
+    factors = (basis, basis.mT @ matrix) if wide else (matrix @ basis, basis.mT)
+    torch.addmm(matrix, *factors, beta=int(is_rest), alpha=-1 if is_rest else 1, out=out)
 
 
-def _largest(matrix: Tensor, num_kept: int, prune_level: str) -> Tensor:
-    """The entries of largest magnitude, and all that tie with the last of them; 0 elsewhere."""
+def _largest(magnitudes: Float64[Tensor, "outputs inputs"], num_kept: int, prune_level: str) -> Bool[Tensor, "..."]:
+    """Which entries are the largest, those that tie with the last of them included."""
     if num_kept == 0:
-        return torch.zeros_like(matrix)
-    magnitudes = matrix.abs()
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
     candidates = magnitudes if prune_level == "row" else magnitudes.reshape(1, -1)
-    smallest = candidates.topk(num_kept, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    return torch.where(magnitudes >= smallest, matrix, 0)
+    smallest = candidates.kthvalue(candidates.shape[1] - num_kept + 1, dim=1, keepdim=True).values
+    return magnitudes >= smallest
 
 
 def _roots(moments: Tensor) -> Float64[Tensor, "..."]:

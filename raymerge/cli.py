@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raymerge
+from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_stats import stats
 from raymerge.errors import UsageError
@@ -142,6 +143,7 @@ def schema(debug: Debug = False) -> None:
         write_json(json_schema())
 
 
+app.command()(merge)
 app.command()(stats)
 
 

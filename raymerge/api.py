@@ -23,7 +23,7 @@ def merge(
     experts: Sequence[Model] | Mapping[str, Model],
     *,
     method: str,
-    alpha: float | None = None,
+    alpha: int | float | None = None,
     device: str | torch.device | None = None,
     moments: str | os.PathLike[str] | Sequence[Model] | Mapping[str, Model] | None = None,
     **params: Any,

@@ -1,6 +1,5 @@
 """One point of a method: alpha and a value for every parameter, checked against what the method declares. No torch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -9,6 +8,9 @@ from typing import Any
 from raymerge.errors import UsageError, did_you_mean
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Method, Parameter
+
+MAX_ALPHA = 1e30
+"""So that float32 can hold it."""
 
 
 def merging_method(name: str) -> Method:
@@ -80,8 +82,8 @@ def _alpha(method: Method, alpha: Any, num_tasks: int, update_only: bool) -> flo
             f"method '{method.name}' needs an alpha: a sweep would look for it between {search.low:.2g} and "
             f"{search.high:g}. Give --alpha, or alpha= in Python."
         )
-    if alpha is not None and not (_is_number(alpha) and math.isfinite(alpha)):
-        raise UsageError(f"alpha is {alpha!r}, expected a finite number.")
+    if alpha is not None and not (_is_number(alpha) and abs(alpha) <= MAX_ALPHA):  # false for nan
+        raise UsageError(f"alpha is {alpha!r}, expected a number from {-MAX_ALPHA:g} to {MAX_ALPHA:g}.")
     return None if alpha is None else float(alpha)
 
 
@@ -121,13 +123,13 @@ def _complaint(parameter: Parameter, value: Any, num_tasks: int) -> str | None:
         return None if value in parameter.choices else f"expected one of {', '.join(parameter.choices)}"
     numbers = [value]
     if isinstance(value, list | tuple) and parameter.per_task is not None:
-        numbers = list(value)
+        numbers = [*value]
         if len(numbers) != num_tasks:
             return f"expected one number, or one for each of the {num_tasks} experts"
     for number in numbers:
         if not _is_number(number):
             return "expected a number"
-        if (complaint := out_of_bounds(parameter, number)) is not None:
+        if (complaint := out_of_bounds(parameter, float(number))) is not None:
             return complaint
     return None
 

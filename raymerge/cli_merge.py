@@ -21,11 +21,9 @@ from raymerge.cli_suite import (
     prepare,
 )
 from raymerge.errors import OutputError, UsageError
-from raymerge.streams import errors_told, interruptible, render, tell, write_json
+from raymerge.streams import errors_told, interruptible, tell, write, write_json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from raymerge.merge_model import Written
     from raymerge.merge_request import InputFiles
     from raymerge.method_point import MethodPoint
@@ -78,13 +76,12 @@ def merge(
     debug: Debug = False,
 ) -> None:
     """Merge experts into one model file, once, at a given alpha."""
-    path = Path(output).expanduser()
-    with errors_told(debug, interrupted=f"interrupted: nothing was written, and {path} is as it was before."):
+    with errors_told(debug, interrupted=f"interrupted: nothing was written, and {output} is as it was before."):
         from raymerge.method_point import merging_method, point_of, read_params
 
         declared = merging_method(method)
         given = read_params(declared, params or ())
-        _check_form(output, path)
+        path = _output_path(output)
         if suite is None:
             suite_options = {"--profile": profile, "--suite-seed": suite_seed, "--backbone": backbone}
             _check_plain({**suite_options, "--num-tasks": num_tasks, "--tasks": tasks}, base, experts or ())
@@ -102,25 +99,30 @@ def merge(
             origin = {"suite": found.name, "profile": found.profile, "seed": str(found.seed), "backbone": chosen}
         point = point_of(declared, given, alpha, len(files.experts), update_only=update_only)
         _check_moments_option(declared.name, declared.moments, moments, has_suite=found is not None)
-        _check_output(path, files, force)
+        try:
+            _check_output(path, files, force)
+        except OSError as error:  # such as a name that is too long
+            raise OutputError(f"{path}: is no name of a file ({error.strerror or error}). Choose another.") from None
         written, card, remark = _merge(path, point, found, files, origin, device, force, quiet=quiet, debug=debug)
         if remark:
             tell(remark)
         if as_json:
             write_json(_as_dict(written, point, files, card))
         else:
-            render(_table(written, point, files, card))
+            write(_summary(written, point, files, card))
 
 
-def _check_form(output: str, path: Path) -> None:
+def _output_path(output: str) -> Path:
     if "://" in output:
         raise UsageError(f"--output '{output}' is not a file of this machine; a merge writes a local file.")
+    path = Path(output).expanduser()
     if path.suffix != SUFFIX:
         if path.is_dir():
             meant = path / f"merged{SUFFIX}"
         else:
             meant = path.with_suffix(SUFFIX) if path.suffix else f"{output}{SUFFIX}"
         raise UsageError(f"--output '{output}' is no name of a {SUFFIX} file. Did you mean '{meant}'?")
+    return path
 
 
 def _check_plain(suite_options: Mapping[str, Any], base: str | None, experts: Sequence[str]) -> None:
@@ -276,12 +278,9 @@ def _as_dict(written: "Written", point: "MethodPoint", files: "InputFiles", card
     }
 
 
-def _table(written: "Written", point: "MethodPoint", files: "InputFiles", card: Path | None) -> "RenderableType":
-    from rich.table import Table
-    from rich.text import Text
-
+def _summary(written: "Written", point: "MethodPoint", files: "InputFiles", card: Path | None) -> str:
     settings = {**point.params, **({} if point.alpha is None else {"alpha": point.alpha})}
-    rows = {
+    lines = {
         "Method": ", ".join([point.method, *(f"{name} {_shown(value)}" for name, value in settings.items())]),
         "Experts": f"{len(files.experts)}: {', '.join(files.experts)}",
         "Tensors": f"{written.num_changed} merged, {written.num_unchanged} as in the base model",
@@ -290,12 +289,7 @@ def _table(written: "Written", point: "MethodPoint", files: "InputFiles", card: 
         "SHA-256": written.sha256,
         "Card": "none" if card is None else str(card),
     }
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for title, text in rows.items():
-        grid.add_row(Text(title), Text(text))
-    return grid
+    return "".join(f"{title:<8} {text}\n" for title, text in lines.items())
 
 
 def _shown(value: Any) -> str:

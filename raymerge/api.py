@@ -52,6 +52,7 @@ def merge(
     if not named:
         raise UsageError("there are no experts to merge, expected at least one.")
     point = point_of(declared, params, alpha, len(named))
+    where = _device(device)
     if declared.moments and moments is None:
         raise UsageError(f"method '{method}' needs input moments, which 'raymerge stats' collects: give moments=.")
     if moments is not None and not declared.moments:
@@ -61,10 +62,24 @@ def merge(
     check_models(inputs)
     if moments is not None:
         inputs = Inputs(inputs.base, opened, _moments(moments, named, inputs.base))
-    merged = MergedModel(inputs, point, device=None if device is None else torch.device(device))
+    merged = MergedModel(inputs, point, device=where)
     result = {name: merged.tensor(name) for name in merged.kinds}
     # what is unchanged may alias the base model
     return {name: value if name in merged.changed else value.clone() for name, value in result.items()}
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")  # as bad as any that does not compute in float64
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device is {str(device)!r}, expected 'cpu' or 'cuda'.")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {str(device)!r}, but torch finds no CUDA device on this machine.")
+    return found
 
 
 def _named(models: Sequence[Model] | Mapping[str, Model]) -> Mapping[str, Model]:

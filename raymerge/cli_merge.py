@@ -279,9 +279,11 @@ def _as_dict(written: "Written", point: "MethodPoint", files: "InputFiles", card
 
 
 def _summary(written: "Written", point: "MethodPoint", files: "InputFiles", card: Path | None) -> str:
+    from raymerge.model_card import shown
+
     settings = {**point.params, **({} if point.alpha is None else {"alpha": point.alpha})}
     lines = {
-        "Method": ", ".join([point.method, *(f"{name} {_shown(value)}" for name, value in settings.items())]),
+        "Method": ", ".join([point.method, *(f"{name} {shown(value)}" for name, value in settings.items())]),
         "Experts": f"{len(files.experts)}: {', '.join(files.experts)}",
         "Tensors": f"{written.num_changed} merged, {written.num_unchanged} as in the base model",
         "Notes": f"{len(written.notes)}, in the metadata of the file" if written.notes else "none",
@@ -290,9 +292,3 @@ def _summary(written: "Written", point: "MethodPoint", files: "InputFiles", card
         "Card": "none" if card is None else str(card),
     }
     return "".join(f"{title:<8} {text}\n" for title, text in lines.items())
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

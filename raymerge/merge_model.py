@@ -58,22 +58,30 @@ def open_inputs(files: InputFiles, report: Report = unreported) -> tuple[Inputs,
         CheckpointError: a file is missing or damaged, or they do not fit each other.
     """
     inputs = Inputs(open_checkpoint(files.base), {name: open_checkpoint(path) for name, path in files.experts.items()})
+    _open_moments(files, inputs.base)  # before the large files are read
     check_models(inputs, report)
     hashes: dict[Path, str] = {}
     for path in dict.fromkeys([files.base, *files.experts.values()]):
         report(f"hashing {path.name}", len(hashes) / (1 + len(files.experts)))
         hashes[path] = file_sha256(path)
-    moments = {
+    moments = _open_moments(files, inputs.base, hashes)
+    hashes |= {path: file_sha256(path) for path in files.moments.values()}
+    return Inputs(inputs.base, inputs.experts, moments), hashes
+
+
+def _open_moments(
+    files: InputFiles, base: Checkpoint, hashes: Mapping[Path, str] | None = None
+) -> dict[str, Checkpoint]:
+    """Checked, and compared with the experts they were collected from once their hashes are known."""
+    return {
         name: check_moments(
             path,
-            expert_sha256=hashes[files.experts[name]],
-            shapes=inputs.base.shapes,
+            expert_sha256=None if hashes is None else hashes[files.experts[name]],
+            shapes=base.shapes,
             command=files.stats_command,
         )
         for name, path in files.moments.items()
     }
-    hashes |= {path: file_sha256(path) for path in files.moments.values()}
-    return Inputs(inputs.base, inputs.experts, moments), hashes
 
 
 def check_models(inputs: Inputs, report: Report = unreported) -> None:
@@ -166,9 +174,15 @@ class MergedModel:
             return None
         statistics, method = self._statistics, self.point.method
         merged = merge_tensors(self._models, method, [name], self._outputs, statistics, device=self._device)
-        for _, (update,) in merged:
-            self.changed.add(name)
-            return update
+        try:
+            for _, (update,) in merged:
+                self.changed.add(name)
+                return update
+        except torch.OutOfMemoryError:
+            raise MergeInputError(
+                f"'{name}' of {len(self._models.experts)} experts is too large for the memory of the GPU. Merge on the "
+                "CPU (--device cpu)."
+            ) from None
         return None
 
     @cached_property

@@ -68,7 +68,7 @@ def card_text(written: Written, *, source: str) -> str:
         "|---|---|",
         f"| File | {_escaped(file_name(written.path))}, {written.num_bytes:,} bytes, SHA-256 `{written.sha256}` |",
         f"| Method | `{method.name}` |",
-        *(f"| `{key}` | {_escaped(_shown(value))} |" for key, value in json.loads(metadata["parameters"]).items()),
+        *(f"| `{key}` | {_escaped(shown(value))} |" for key, value in json.loads(metadata["parameters"]).items()),
         *([f"| `alpha` | {alpha} |"] if alpha is not None else []),
         f"| Tensors | {written.num_changed} merged, {written.num_unchanged} as in the base model |",
         "",
@@ -86,6 +86,13 @@ def card_text(written: Written, *, source: str) -> str:
     if notes:
         lines += ["## Notes of the merge", "", *(f"- {_escaped(note)}" for note in notes), ""]
     return "\n".join(lines) + "\n"
+
+
+def shown(value: object) -> str:
+    """The value of a parameter, as `--param` takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _loading(written: Written, update_only: bool) -> list[str]:
@@ -145,12 +152,6 @@ def _row(name: str, entry: Mapping[str, str]) -> str:
 def _link(source: str) -> str:
     site, _, number = source.partition(":")
     return f"[{source}](https://arxiv.org/abs/{number})" if site == "arXiv" else source
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _quoted(text: str) -> str:

@@ -103,6 +103,8 @@ BIAS = "model.visual.ln.bias"
         ({"method": "iso_c"}, UsageError, "unknown method 'iso_c'. Did you mean 'iso-c'?"),
         ({"method": "zero-shot"}, UsageError, "is a reference that merged models are compared with"),
         ({"alpha": None}, UsageError, "method 'iso-c' needs an alpha"),
+        ({"device": "gpu"}, UsageError, "device is 'gpu', expected 'cpu' or 'cuda'."),
+        ({"device": "mps"}, UsageError, "device is 'mps', expected 'cpu' or 'cuda'."),
         ({"keep": 0.3}, UsageError, "method 'iso-c' has no parameter 'keep'. It has none."),
         ({"experts": []}, UsageError, "there are no experts to merge"),
         ({"experts": "a.pt"}, UsageError, "'a.pt' is one model, expected a list of them or a dict by name."),
@@ -163,3 +165,25 @@ def test_a_file_in_the_working_folder(tmp_path, monkeypatch):
     for name, value in experts[0].items():
         torch.testing.assert_close(found[name], value)
     assert torch.equal(found[UNTOUCHED], zero_shot[UNTOUCHED])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    zero_shot, experts = some_states()
+    with pytest.raises(UsageError, match="device is 'cuda:0', but torch finds no CUDA device on this machine"):
+        raymerge.merge(zero_shot, experts, method="iso-c", alpha=1.0, device="cuda:0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("method", MERGING)
+def test_on_a_gpu(method):
+    zero_shot, experts = some_states()
+    extra: dict = {} if method == "weight-averaging" else {"alpha": 0.7}
+    if method in ("scale-svd", "iso-iasad"):
+        extra["moments"] = some_moments()
+    extra |= SETTINGS[method]
+    expected = raymerge.merge(zero_shot, experts, method=method, **extra)
+    for name, value in raymerge.merge(zero_shot, experts, method=method, device="cuda", **extra).items():
+        assert value.device.type == "cpu"
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

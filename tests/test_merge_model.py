@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from raymerge.merge_model import (
 )
 from raymerge.merge_request import InputFiles
 from raymerge.method_point import MethodPoint, merging_method
+from raymerge.methods import METHODS
 from raymerge.methods._method import FixedAlpha
 from raymerge.notes import note
 
@@ -317,6 +319,25 @@ print(peak - before)
     assert float(done.stdout) < 70, "one tensor of each expert is 16 MB, and one of the result 4 MB"
     found = safetensors.torch.load_file(tmp_path / "m.safetensors")
     assert all(torch.equal(found[name], torch.full((1000, 1000), 5.0)) for name in names)
+
+
+def test_a_gpu_that_is_too_small(folder, monkeypatch):
+    def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("raymerge.methods.iso_c.METHOD", replace(METHODS["iso-c"], factorise=out_of_memory))
+    with pytest.raises(MergeInputError, match="is too large for the memory of the GPU"):
+        merged_states(inputs_in(folder), point("iso-c"))
+
+
+def test_missing_moments_are_found_before_the_models_are_read(folder, monkeypatch):
+    moments = {name: folder / "nowhere" / f"{name}.safetensors" for name in files_in(folder).experts}
+    files = replace(files_in(folder), moments=moments, stats_command="raymerge stats --suite s")
+    monkeypatch.setattr("raymerge.merge_model.check_models", None)  # calling it fails
+    with pytest.raises(
+        CheckpointError, match=r"no such file of input moments\. Collect it with: raymerge stats --suite s"
+    ):
+        open_inputs(files)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raymerge
+from raymerge.cli_bench import bench
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_stats import stats
@@ -145,6 +146,7 @@ def schema(debug: Debug = False) -> None:
 
 app.command()(merge)
 app.command()(stats)
+app.add_typer(bench, name="bench")
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Options that several commands have."""
 
 import enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raymerge.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -18,7 +21,8 @@ class Device(enum.StrEnum):
     cuda = "cuda"
 
 
-def torch_device(device: Device) -> Any:
+def torch_device(device: Device) -> "torch.device":
+    """The device that an option stands for on this machine."""
     import torch
 
     if device == Device.auto:

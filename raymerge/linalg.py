@@ -8,6 +8,7 @@ LAPACK completes the factors with. Decompositions here leave such directions out
 does not depend on the order of the tasks or on the BLAS in use.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ ILL_CONDITIONED = 1e-6
 
 SMALL = 64
 """With fewer rows or columns than this, a full SVD takes no longer than anything else."""
+
+MAX_POLAR_ERROR = 5e-5
+"""Estimated relative error beyond which polar factors of approximate vectors are not used."""
 
 _GRAM_BLOCK = 192
 
@@ -170,8 +174,8 @@ def compact_svd(
 
 def polar_factor(
     matrix: Float[Tensor, "rows cols"], tolerance: float = 0.0
-) -> tuple[Float64[Tensor, "rows cols"], float]:
-    """The nearest (partial) isometry, u vh of the compact SVD, and its conditioning.
+) -> tuple[Float64[Tensor, "rows cols"], Float64[Tensor, " rank"]]:
+    """The nearest (partial) isometry, u vh of the compact SVD, and the singular values, descending.
 
     X (X^T X)^(-1/2) where X has full column rank; unique in every case.
 
@@ -184,9 +188,38 @@ def polar_factor(
     if (found := _eigen_by_gram(short, tolerance)) is not None:
         u, s = found
         factor = ((u / s) @ u.mT) @ short
-        return factor if wide else factor.mT, conditioning(s, len(s))
+        return factor if wide else factor.mT, s
     u, s, vh = compact_svd(matrix)
-    return u @ vh, conditioning(s, min(matrix.shape))
+    return u @ vh, s
+
+
+def polar_amplification(singular_values: Float64[Tensor, " count"], size: int) -> float:
+    """How many times larger the relative error of a polar factor is than that of the vectors it is made of.
+
+    For independent errors of the `count` vectors, in all their `size` entries, to first order: within the span of
+    the vectors the factor turns by the skew part of the error over s_i + s_j, out of it by the error over s_j
+    (Higham, Functions of Matrices, 2008, Section 8.2). Of as many vectors as there are dimensions, one that nearly
+    depends on the others does little harm, of fewer it does.
+    """
+    count = len(singular_values)
+    turned = (singular_values[:, None] + singular_values).square().reciprocal().fill_diagonal_(0).sum()
+    moved = (size - count) * singular_values.square().reciprocal().sum()
+    return float(((2 * turned + moved) / (count * size)).sqrt())
+
+
+def check_polar_error(error: Float64[Tensor, " tasks"], *factors: tuple[Float64[Tensor, " _"], int]) -> None:
+    """Raise Uncertified where polar factors of vectors with these RMS errors may be off by too much.
+
+    Args:
+        error: per task, of the vectors of every factor alike.
+        factors: of every polar factor, the singular values of its vectors and their size.
+    """
+    largest = float(error.square().mean().sqrt())
+    if largest == 0:
+        return
+    estimate = largest * math.hypot(*(polar_amplification(s, n) for s, n in factors))
+    if not estimate <= MAX_POLAR_ERROR:
+        raise Uncertified(f"directions of the tasks nearly depend on each other: the error may be {estimate:.0e}")
 
 
 def inverse_sqrt(

@@ -10,8 +10,8 @@ from raymerge.notes import note
 
 def joined_polar_factor(
     orthonormal: Float64[Tensor, "rows cols"], added: Float64[Tensor, "added cols"], tolerance: float
-) -> Float64[Tensor, "rows+added cols"]:
-    """polar([V; W]) for V V^T = I.
+) -> tuple[Float64[Tensor, "rows+added cols"], Float64[Tensor, " rank"]]:
+    """polar([V; W]) for V V^T = I, and the singular values of [V; W], in no order.
 
     The Gram matrix of the rows is [[I, C^T], [C, W W^T]] with C = W V^T. Where W is the smaller part, its inverse
     square root differs from I only in the span of W and of the projections of V's rows on it: with the thin QR
@@ -28,7 +28,9 @@ def joined_polar_factor(
         whole[:num_rows, num_rows:], whole[num_rows:, :num_rows] = overlap, overlap.mT
         whole[num_rows:, num_rows:] = gram(added)
         found = inverse_sqrt(whole, tolerance)
-        return _exactly(orthonormal, added) if found is None else found[0] @ torch.cat([orthonormal, added])
+        if found is None:
+            return _exactly(orthonormal, added)
+        return found[0] @ torch.cat([orthonormal, added]), found[1].sqrt()
     directions, overlap = torch.linalg.qr(overlap)
     small = torch.eye(2 * num_added, dtype=added.dtype, device=added.device)
     small[:num_added, num_added:], small[num_added:, :num_added] = overlap, overlap.mT
@@ -38,9 +40,10 @@ def joined_polar_factor(
         return _exactly(orthonormal, added)
     turned = directions.mT @ orthonormal
     moved = found[0] @ torch.cat([turned, added])
-    return torch.cat([orthonormal + directions @ (moved[:num_added] - turned), moved[num_added:]])
+    factor = torch.cat([orthonormal + directions @ (moved[:num_added] - turned), moved[num_added:]])
+    return factor, torch.cat([found[1].sqrt(), found[1].new_ones(num_rows - num_added)])
 
 
-def _exactly(orthonormal: Tensor, added: Tensor) -> Tensor:
+def _exactly(orthonormal: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     note("the right vectors were whitened by a full decomposition: they are nearly dependent")
-    return polar_factor(torch.cat([orthonormal, added]))[0]
+    return polar_factor(torch.cat([orthonormal, added]))

@@ -49,15 +49,19 @@ class Eigenspaces:
 
 @dataclass(frozen=True)
 class Triplets:
-    """Singular triplets of several matrices in descending order, u diag(s) vh being the part of a matrix in them."""
+    """Singular triplets of several matrices in descending order, u diag(s) vh being the part of a matrix in them.
+
+    error: as of `Eigenspaces`.
+    """
 
     u: Float[Tensor, "batch rows count"]
     s: Float64[Tensor, "batch count"]
     vh: Float[Tensor, "batch count cols"]
+    error: Float64[Tensor, " batch"]
 
     def cut(self, count: int) -> "Triplets":
         """The first `count` of every matrix."""
-        return Triplets(self.u[..., :count], self.s[:, :count], self.vh[:, :count])
+        return Triplets(self.u[..., :count], self.s[:, :count], self.vh[:, :count], self.error)
 
 
 def precision_for(size: int, part: float) -> torch.dtype:
@@ -79,8 +83,8 @@ def leading_triplets(matrices: Float[Tensor, "batch rows cols"], count: int) -> 
     grams = torch.stack([gram(matrix) for matrix in short])
     spaces = leading_eigenspaces(grams, count)
     u, s, vh = triplets_of_basis(spaces.basis, spaces.basis.mT @ short)
-    found = Triplets(u, s, vh) if wide else Triplets(vh.mT, s, u.mT)
-    return with_exact(found, spaces.error, lambda i: compact_svd(matrices[i], tolerance=tolerance_for(torch.float32)))
+    found = Triplets(u, s, vh, spaces.error) if wide else Triplets(vh.mT, s, u.mT, spaces.error)
+    return with_exact(found, lambda i: compact_svd(matrices[i], tolerance=tolerance_for(torch.float32)))
 
 
 def triplets_of_basis(
@@ -100,29 +104,27 @@ def triplets_of_basis(
     return basis @ rotation, s, (rotation / s[:, None, :].to(basis.dtype)).mT @ image
 
 
-def with_exact(
-    found: Triplets,
-    error: Float64[Tensor, " batch"],
-    decompose: Callable[[int], tuple[Tensor, Tensor, Tensor]],
-) -> Triplets:
+def with_exact(found: Triplets, decompose: Callable[[int], tuple[Tensor, Tensor, Tensor]]) -> Triplets:
     """Replace what is not certified by a full float64 decomposition of that matrix.
 
     Raises:
         Uncertified: a decomposition has fewer triplets than wanted.
     """
-    count, doubtful = found.s.shape[1], (error > MAX_ERROR[found.u.dtype]).nonzero()[:, 0].tolist()
+    count, doubtful = found.s.shape[1], (found.error > MAX_ERROR[found.u.dtype]).nonzero()[:, 0].tolist()
     if not doubtful:
         return found
     note(
-        f"{len(doubtful)} of {len(error)} tasks were decomposed in full: values too close at the cut, or no convergence"
+        f"{len(doubtful)} of {len(found.error)} tasks were decomposed in full: values too close at the cut, or no "
+        "convergence"
     )
-    u, s, vh = found.u.clone(), found.s.clone(), found.vh.clone()
+    u, s, vh, error = found.u.clone(), found.s.clone(), found.vh.clone(), found.error.clone()
     for i in doubtful:
         exact = decompose(i)
         if len(exact[1]) < count:
             raise Uncertified("a task matrix has fewer directions than are taken from it")
         u[i], s[i], vh[i] = exact[0][:, :count], exact[1][:count], exact[2][:count]
-    return Triplets(u, s, vh)
+        error[i] = torch.finfo(u.dtype).eps
+    return Triplets(u, s, vh, error)
 
 
 def leading_eigenspaces(

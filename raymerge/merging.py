@@ -158,31 +158,43 @@ def merge_tensors(
             with about(name):
                 if device is not None:
                     task_tensors = task_tensors.to(device)
-                values = list(_merge_tensor(method, models, name, task_tensors, outputs, statistics, planned))
+                if method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1):
+                    values = _merge_others(method, task_tensors, outputs)
+                else:
+                    moments = _moments(models, name, task_tensors) if method.moments else None
+                    values = merge_tensor(method, task_tensors, outputs, statistics, planned=planned, moments=moments)
         except MergeInputError as error:
             raise MergeInputError(f"'{name}', merged by {method_name}: {error}") from None
         del task_tensors
         yield name, [value.cpu() for value in values]
 
 
-def _merge_tensor(
+def _merge_others(method: Method, task_tensors: Float[Tensor, "tasks ..."], outputs: Sequence[Output]) -> list[Tensor]:
+    """What becomes of a tensor that is no matrix to a method for matrices."""
+    check_task_tensors(task_tensors)
+    chosen = (_chosen(task_tensors, output.tasks) for output in outputs)
+    return [part.mean(dim=0) if method.others == "mean" else part.sum(dim=0) for part in chosen]
+
+
+def merge_tensor(
     method: Method,
-    models: Models,
-    name: str,
     task_tensors: Float[Tensor, "tasks ..."],
     outputs: Sequence[Output],
     statistics: Sequence[Any],
-    planned: Sequence[Output],
-) -> Iterator[Tensor]:
-    """One value per output, in order."""
-    if method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1):
-        check_task_tensors(task_tensors)
-        for output in outputs:
-            chosen = _chosen(task_tensors, output.tasks)
-            yield chosen.mean(dim=0) if method.others == "mean" else chosen.sum(dim=0)
-        return
-    num_tasks = len(task_tensors)
-    moments = _moments(models, name, task_tensors) if method.moments else None
+    *,
+    planned: Sequence[Output] = (),
+    moments: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """The updates of one tensor that the method merges itself, one per output, on the device of the task tensors.
+
+    Args:
+        statistics: per output, of `statistics_of`; None for methods that need none.
+        planned: `MergeRequest.planned`.
+        moments: for methods that need them, of every task's inputs, (1, cols) or (rows, 1) each.
+    Raises:
+        MergeInputError: a value is not finite.
+    """
+    values, num_tasks = [], len(task_tensors)
     shared = None
     if method.task_factors is not None:
         uses = [use_of(output, num_tasks) for output in planned or outputs]
@@ -194,7 +206,7 @@ def _merge_tensor(
         chosen = _chosen(task_tensors, output.tasks)
         if output.task is not None:
             assert method.task_update is not None, f"{method.name} has no update per task"
-            yield method.task_update(chosen, output.task, **output.setting, **extra)
+            values.append(method.task_update(chosen, output.task, **output.setting, **extra))
             continue
         assert method.merge is not None, f"{method.name} does not merge"
         if output.tasks not in factors:
@@ -205,7 +217,8 @@ def _merge_tensor(
                 task_factors=None if shared is None else of_tasks(shared, output.tasks),
                 moments=None if moments is None else of_tasks(moments, output.tasks),
             )
-        yield method.merge(factors[output.tasks], **output.setting, **extra)
+        values.append(method.merge(factors[output.tasks], **output.setting, **extra))
+    return values
 
 
 def use_of(output: Output, num_tasks: int) -> Use:

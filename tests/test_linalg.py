@@ -3,7 +3,17 @@ import pytest
 import torch
 
 from raymerge.errors import MergeInputError
-from raymerge.linalg import check_task_matrices, check_task_tensors, compact_svd, conditioning, polar_factor
+from raymerge.linalg import (
+    MAX_POLAR_ERROR,
+    Uncertified,
+    check_polar_error,
+    check_task_matrices,
+    check_task_tensors,
+    compact_svd,
+    conditioning,
+    polar_amplification,
+    polar_factor,
+)
 
 SHAPES = [(6, 6), (9, 4), (4, 9), (1, 5), (5, 1), (1, 1)]
 
@@ -51,16 +61,49 @@ def test_polar_factor_agrees_with_the_gram_matrix(shape):  # X (X^T X)^(-1/2), b
     tall = matrix if shape[0] >= shape[1] else matrix.mT
     values, vectors = torch.linalg.eigh(tall.mT @ tall)
     expected = tall @ vectors @ torch.diag(values.rsqrt()) @ vectors.mT
-    isometry, ratio = polar_factor(matrix)
+    isometry, singular_values = polar_factor(matrix)
     torch.testing.assert_close(isometry, expected if shape[0] >= shape[1] else expected.mT)
-    assert ratio == pytest.approx(float((values[0] / values[-1]).sqrt()))
+    torch.testing.assert_close(singular_values, values.flip(0).sqrt())
 
 
 def test_polar_factor_of_two_equal_columns():  # [e e] = e [1 1]: the isometry is e [1 1] / sqrt(2)
-    isometry, ratio = polar_factor(torch.tensor([[3.0, 3.0], [0.0, 0.0], [4.0, 4.0]], dtype=torch.float64))
+    isometry, singular_values = polar_factor(torch.tensor([[3.0, 3.0], [0.0, 0.0], [4.0, 4.0]], dtype=torch.float64))
     expected = torch.tensor([[0.6, 0.6], [0.0, 0.0], [0.8, 0.8]], dtype=torch.float64) / 2**0.5
     torch.testing.assert_close(isometry, expected)
-    assert ratio == 0
+    torch.testing.assert_close(singular_values, torch.tensor([50**0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("size", "smallest"), [(12, 1e-3), (15, 0.05), (40, 0.3)])
+def test_polar_amplification_is_what_random_errors_do(size, smallest):
+    u, _, vh = torch.linalg.svd(random(size, 12), full_matrices=False)
+    vectors = u @ torch.diag(torch.linspace(1.5, smallest, 12, dtype=torch.float64)) @ vh
+    exact, singular_values = polar_factor(vectors)
+    generator, error = torch.Generator().manual_seed(0), 1e-7
+    squares = []
+    for _ in range(400):
+        noise = torch.randn(size, 12, generator=generator, dtype=torch.float64) * error / size**0.5
+        squares.append(torch.linalg.matrix_norm(polar_factor(vectors + noise)[0] - exact).square() / 12)
+    found = float(torch.stack(squares).mean().sqrt()) / error
+    assert found == pytest.approx(polar_amplification(singular_values, size), rel=0.1)
+
+
+def test_polar_amplification_by_hand():
+    values = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    # twice 1 / (2 + 1)^2 for either of two entries, and 1 / 2^2 + 1 / 1^2 in each dimension outside; over 2 size
+    assert polar_amplification(values, 2) == pytest.approx((2 * (2 / 9) / 4) ** 0.5)
+    assert polar_amplification(values, 5) == pytest.approx((4 / 9 + 3 * 5 / 4) ** 0.5 / 10**0.5)
+
+
+def test_polar_factors_of_doubtful_vectors_are_refused():
+    values = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    limit = MAX_POLAR_ERROR / (2 / 9 * 2) ** 0.5 * 2  # two square factors: each off by sqrt(2 * 2/9) / 2
+    limit /= 2**0.5
+    check_polar_error(torch.tensor([0.99 * limit] * 3).double(), (values, 2), (values, 2))
+    with pytest.raises(Uncertified, match="nearly depend on each other: the error may be 5e-05"):
+        check_polar_error(torch.tensor([1.01 * limit] * 3).double(), (values, 2), (values, 2))
+    with pytest.raises(Uncertified):
+        check_polar_error(torch.tensor([float("inf")]).double(), (values, 2))
+    check_polar_error(torch.zeros(3).double(), (torch.zeros(2).double(), 5))  # full decompositions need no certificate
 
 
 def test_conditioning():

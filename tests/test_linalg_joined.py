@@ -22,9 +22,11 @@ def test_agrees_with_the_polar_factor_of_all_rows(common, added, cols):
     second = torch.randn(added, cols, generator=generator, dtype=torch.float64)
     second /= torch.linalg.vector_norm(second, dim=1, keepdim=True)
     with notes.collected() as said:
-        found = joined_polar_factor(first, second, 1e-7)
+        found, values = joined_polar_factor(first, second, 1e-7)
     assert said == []
-    torch.testing.assert_close(found, polar(torch.cat([first, second])), rtol=0, atol=1e-11)
+    whole = torch.cat([first, second])
+    torch.testing.assert_close(found, polar(whole), rtol=0, atol=1e-11)
+    torch.testing.assert_close(values.sort(descending=True).values, torch.linalg.svdvals(whole))
 
 
 def test_by_hand():  # e1, and a unit vector at 60 degrees to it: whitened, both turn by 15 degrees
@@ -32,7 +34,7 @@ def test_by_hand():  # e1, and a unit vector at 60 degrees to it: whitened, both
     second = torch.tensor([[0.5, 3**0.5 / 2]], dtype=torch.float64)
     angles = torch.deg2rad(torch.tensor([-15.0, 75.0], dtype=torch.float64))
     torch.testing.assert_close(
-        joined_polar_factor(first, second, 1e-7), torch.stack([angles.cos(), angles.sin()], dim=1)
+        joined_polar_factor(first, second, 1e-7)[0], torch.stack([angles.cos(), angles.sin()], dim=1)
     )
 
 
@@ -45,6 +47,6 @@ def test_nearly_dependent_rows_are_decomposed_in_full(common):
     )
     second = second / torch.linalg.vector_norm(second, dim=1, keepdim=True)
     with notes.collected() as said:
-        found = joined_polar_factor(first, second, 1e-7)
+        found, _ = joined_polar_factor(first, second, 1e-7)
     assert said == ["the right vectors were whitened by a full decomposition: they are nearly dependent"]
     torch.testing.assert_close(found, polar(torch.cat([first, second])), rtol=0, atol=1e-8)

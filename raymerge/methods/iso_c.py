@@ -6,6 +6,7 @@ from torch import Tensor
 from raymerge.linalg import (
     ConditionedMatrix,
     check_task_matrices,
+    conditioning,
     note_conditioning,
     polar_factor,
     sum_of_tasks,
@@ -22,9 +23,9 @@ def flatten_spectrum(
     U Vh is the polar factor, and sum(s) its inner product with the matrix, so no singular vector is needed. s_bar is
     the mean over r = min(rows, cols) values, those beyond the rank being zero.
     """
-    isometry, conditioning = polar_factor(matrix, tolerance)
+    isometry, singular_values = polar_factor(matrix, tolerance)
     isotropic_factor = (isometry * matrix).sum() / min(matrix.shape)
-    return isotropic_factor * isometry, conditioning
+    return isotropic_factor * isometry, conditioning(singular_values, min(matrix.shape))
 
 
 def iso_c_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> ConditionedMatrix:
@@ -41,9 +42,9 @@ def iso_c_factorise(task_matrices: Float[Tensor, "tasks rows cols"]) -> Conditio
         MergeInputError: there is no task, a matrix is empty, or a value is not finite.
     """
     check_task_matrices(task_matrices)
-    update, conditioning = flatten_spectrum(sum_of_tasks(task_matrices), tolerance_for(task_matrices.dtype))
-    note_conditioning(conditioning, "the sum of the task matrices")
-    return ConditionedMatrix(update.to(task_matrices.dtype), conditioning)
+    update, found = flatten_spectrum(sum_of_tasks(task_matrices), tolerance_for(task_matrices.dtype))
+    note_conditioning(found, "the sum of the task matrices")
+    return ConditionedMatrix(update.to(task_matrices.dtype), found)
 
 
 def iso_c(factors: ConditionedMatrix) -> Float[Tensor, "rows cols"]:

@@ -11,6 +11,7 @@ from raymerge.errors import MergeInputError
 from raymerge.linalg import (
     SMALL,
     Uncertified,
+    check_polar_error,
     check_task_matrices,
     compact_svd,
     conditioning,
@@ -77,7 +78,7 @@ def iso_cts_factorise(task_matrices: Float[Tensor, "tasks rows cols"], uses: Seq
     planned = [num_common for num_common, num_per_task in sizes if num_per_task]
     if planned and _is_large(task_matrices) and len(s) == num_values:
         precision = precision_for(num_values, 1 / num_tasks)
-        grams = projected_grams(task_matrices.to(precision), u.to(precision), min(planned))
+        grams = projected_grams(task_matrices.to(precision), u.to(precision), min(planned), max(planned))
     found = conditioning(s, num_values)
     note_conditioning(found, "the sum of the task matrices")
     return IsoCtsFactors(task_matrices, u, s, vh, found, grams)
@@ -152,14 +153,15 @@ def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> 
     task_matrices, u = factors.task_matrices.to(precision), factors.u.to(precision)
     specific = projected_triplets(task_matrices, u, num_common, num_per_task, factors.grams)
     num_specific = num_tasks * num_per_task
-    u_common, vh_common = factors.u[:, :num_common], factors.vh[:num_common]
-    u_specific = specific.u.permute(1, 0, 2).reshape(rows, num_specific)
-    vh_specific = specific.vh.reshape(num_specific, cols)
+    u_specific = specific.u.permute(1, 0, 2).flatten(start_dim=1)
+    left, left_values = polar_factor(u_specific, tolerance)
+    vh_common, vh_specific = factors.vh[:num_common], specific.vh.flatten(end_dim=1).double()
+    right, right_values = joined_polar_factor(vh_common, vh_specific, tolerance)
+    check_polar_error(specific.error, (left_values, len(left)), (right_values, cols))
+    if rows <= cols:  # the left vectors are coordinates
+        left = factors.u[:, num_common:] @ left
     isotropic_factor = (factors.s[:num_common].sum() + specific.s.sum()) / (num_common + num_specific)
-    left, _ = polar_factor(u_specific, tolerance)
-    right = joined_polar_factor(vh_common, vh_specific.double(), tolerance)
-    product = torch.cat([u_common.float(), left.float()], dim=1) @ right.float()
-    return isotropic_factor * product
+    return isotropic_factor * (torch.cat([factors.u[:, :num_common].float(), left.float()], dim=1) @ right.float())
 
 
 METHOD = Method(

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from raymerge.linalg import (
     SMALL,
     ConditionedMatrix,
     Uncertified,
+    check_polar_error,
     check_task_matrices,
     compact_svd,
+    conditioning,
     note_conditioning,
     note_fallback,
     polar_factor,
@@ -24,11 +26,15 @@ from raymerge.methods._method import Alpha, AlphaGrid, Interval, Method, Use
 
 @dataclass(frozen=True)
 class TaskDirections:
-    """The strongest singular triplets of one task matrix, in descending order; fewer than wanted at a lower rank."""
+    """The strongest singular triplets of one task matrix, in descending order; fewer than wanted at a lower rank.
+
+    error: estimated RMS sine of the angles between them and the true ones; 0 of a full decomposition in float64.
+    """
 
     u: Float[Tensor, "rows count"]
     s: Float[Tensor, " count"]
     vh: Float[Tensor, "count cols"]
+    error: Float64[Tensor, ""]
 
 
 def tsv_task_factors(task_matrices: Float[Tensor, "tasks rows cols"], uses: Sequence[Use] = ()) -> list[TaskDirections]:
@@ -47,11 +53,15 @@ def tsv_task_factors(task_matrices: Float[Tensor, "tasks rows cols"], uses: Sequ
         try:
             precision = precision_for(num_values, count / num_values)
             found = leading_triplets(task_matrices.to(precision), count)
-            return [TaskDirections(*triplets) for triplets in zip(found.u, found.s, found.vh, strict=True)]
+            return [TaskDirections(*triplets) for triplets in zip(found.u, found.s, found.vh, found.error, strict=True)]
         except Uncertified as reason:
             note_fallback(f"{count} directions of every task", reason)
+    return _decompose_all(task_matrices, count)
+
+
+def _decompose_all(task_matrices: Float[Tensor, "tasks rows cols"], count: int) -> list[TaskDirections]:
     decompositions = (compact_svd(task_matrix) for task_matrix in task_matrices)
-    return [TaskDirections(u[:, :count], s[:count], vh[:count]) for u, s, vh in decompositions]
+    return [TaskDirections(u[:, :count], s[:count], vh[:count], s.new_zeros(())) for u, s, vh in decompositions]
 
 
 def tsv_factorise(
@@ -78,13 +88,37 @@ def tsv_factorise(
         return ConditionedMatrix(torch.zeros_like(task_matrices[0]), conditioning=1.0)
     directions = task_factors or tsv_task_factors(task_matrices)
     tolerance = tolerance_for(task_matrices.dtype)
-    left, left_conditioning = polar_factor(torch.cat([d.u[:, :num_per_task] for d in directions], dim=1), tolerance)
-    right, right_conditioning = polar_factor(torch.cat([d.vh[:num_per_task] for d in directions]), tolerance)
+    try:
+        left, right, found = _whiten(directions, num_per_task, tolerance)
+    except Uncertified as reason:
+        note_fallback(f"{num_per_task} directions of each of {num_tasks} tasks", reason)
+        directions = _decompose_all(task_matrices, num_per_task)
+        left, right, found = _whiten(directions, num_per_task, tolerance)
+    note_conditioning(found, "the stacked directions of the tasks")
     spectrum = torch.cat([d.s[:num_per_task] for d in directions]).double()
-    note_conditioning(min(left_conditioning, right_conditioning), "the stacked directions of the tasks")
     precision = torch.promote_types(task_matrices.dtype, torch.float32)
     update = (left * spectrum).to(precision) @ right.to(precision)
-    return ConditionedMatrix(update.to(task_matrices.dtype), min(left_conditioning, right_conditioning))
+    return ConditionedMatrix(update.to(task_matrices.dtype), found)
+
+
+def _whiten(
+    directions: Sequence[TaskDirections], num_per_task: int, tolerance: float
+) -> tuple[Float64[Tensor, "rows count"], Float64[Tensor, "count cols"], float]:
+    """The polar factors of the stacked left and right directions, and the conditioning of the worse one.
+
+    Raises:
+        Uncertified: the directions are not known well enough for it.
+    """
+    stacked = (
+        torch.cat([d.u[:, :num_per_task] for d in directions], dim=1),
+        torch.cat([d.vh[:num_per_task] for d in directions]),
+    )
+    left, left_values = polar_factor(stacked[0], tolerance)
+    right, right_values = polar_factor(stacked[1], tolerance)
+    error = torch.stack([d.error for d in directions])
+    check_polar_error(error, (left_values, left.shape[0]), (right_values, right.shape[1]))
+    count = left.shape[1]
+    return left, right, min(conditioning(left_values, count), conditioning(right_values, count))
 
 
 def tsv_m(factors: ConditionedMatrix) -> Float[Tensor, "rows cols"]:

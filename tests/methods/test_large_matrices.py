@@ -56,7 +56,7 @@ def test_every_fraction_agrees_with_the_reference(shape, make):
 @pytest.mark.parametrize("make", [gaussian, decaying])
 @pytest.mark.parametrize("shape", [(8, 230, 230), (8, 320, 210), (8, 210, 450), (20, 260, 270)])
 def test_products_in_float32(shape, make, monkeypatch):
-    """As for matrices too large for these tests. Plain float32 decompositions are off by 2e-5 to 6e-5 here."""
+    """As for matrices too large for these tests. Plain float32 decompositions are off by 4e-6 to 6e-5 here."""
     monkeypatch.setattr(linalg_leading, "FLOAT32_SIZE", 200)
     tasks, method = make(*shape), METHODS["iso-cts"]
     factors = method.factors(tasks, uses=[Use(shape[0], {"common_space_fraction": f}) for f in FRACTIONS])
@@ -64,8 +64,8 @@ def test_products_in_float32(shape, make, monkeypatch):
     assert grams.dtype == torch.float32
     for fraction in FRACTIONS:
         expected = exact("iso-cts", tasks, common_space_fraction=fraction)
-        assert relative_error(method.merge(factors, common_space_fraction=fraction), expected) <= 1e-4, fraction
-    assert relative_error(merge("tsv-m", tasks), exact("tsv-m", tasks)) <= 1e-4
+        assert relative_error(method.merge(factors, common_space_fraction=fraction), expected) <= 4e-5, fraction
+    assert relative_error(merge("tsv-m", tasks), exact("tsv-m", tasks)) <= 4e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -1,0 +1,114 @@
+"""Peak memory of `raymerge merge` over checkpoints of a published backbone's size, made of random numbers."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raymerge.bench.shapes import Tower, state_of
+from raymerge.checkpoints import save_state_dict
+from raymerge.errors import RaymergeError
+
+SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Peak:
+    """One merge: bytes of its checkpoints, its peak memory, and how long it took.
+
+    private: beyond the mapped files: RssAnon and RssShmem of the process, sampled every 20 ms.
+    resident: all pages, those of mapped files included, as the kernel counts them (VmHWM).
+    """
+
+    method: str
+    num_tasks: int
+    checkpoints: int
+    private: int
+    resident: int
+    seconds: float
+
+
+def checkpoint_paths(folder: Path, num_tasks: int) -> tuple[Path, list[Path]]:
+    """The zero-shot model and the experts."""
+    return folder / "zero_shot.pt", [folder / f"expert{task:02d}.pt" for task in range(num_tasks)]
+
+
+def make_checkpoints(folder: Path, tower: Tower, num_tasks: int, report: Callable[[str], None]) -> None:
+    """Write state dicts of a tower as torch.save does: float32 noise, text leftovers shared. Those there are kept.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    zero_shot, experts = checkpoint_paths(folder, num_tasks)
+    base = _noise(tower, seed=0, scale=0.02)
+    for index, path in enumerate([zero_shot, *experts]):
+        if path.is_file():
+            continue
+        report(f"writing checkpoint {index + 1} of {num_tasks + 1}: {path}")
+        state = base
+        if path != zero_shot:
+            noise = _noise(tower, seed=index, scale=0.001)
+            state = {name: base[name] + noise[name] if _is_visual(name) else base[name] for name in base}
+        save_state_dict(path, state)
+
+
+def size_of(tower: Tower, num_tasks: int) -> int:
+    """Bytes of the checkpoints of a tower."""
+    return 4 * (num_tasks + 1) * sum(torch.Size(shape).numel() for shape in state_of(tower).values())
+
+
+def measure(folder: Path, method: str, num_tasks: int) -> Peak:
+    """Run `raymerge merge` over the checkpoints in a folder, and watch its memory. Linux only.
+
+    Raises:
+        RaymergeError: the merge failed; with its own words.
+    """
+    zero_shot, experts = checkpoint_paths(folder, num_tasks)
+    output = folder / f"merged-{method}.safetensors"
+    command = [sys.executable, "-m", "raymerge", "merge", "--base", str(zero_shot)]
+    for path in experts:
+        command += ["--expert", f"{path.stem}={path}"]
+    command += ["--method", method, "--alpha", "1", "--output", str(output), "--quiet", "--force"]
+    start, private, resident = time.monotonic(), 0, 0
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while child.poll() is None:
+            sizes = _memory_of(child.pid)
+            private = max(private, sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
+            resident = max(resident, sizes.get("VmHWM", 0))
+            time.sleep(SAMPLE_S)
+        assert child.stderr is not None
+        words = child.stderr.read().strip()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        output.unlink(missing_ok=True)
+    if child.returncode:
+        raise RaymergeError(f"'raymerge merge' by {method} ended with {child.returncode}: {words}")
+    checkpoints = sum(path.stat().st_size for path in (zero_shot, *experts))
+    return Peak(method, num_tasks, checkpoints, private, resident, time.monotonic() - start)
+
+
+def _noise(tower: Tower, seed: int, scale: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in state_of(tower).items()}
+
+
+def _is_visual(name: str) -> bool:
+    return ".visual." in name
+
+
+def _memory_of(pid: int) -> dict[str, int]:
+    """Bytes by the names of /proc/PID/status; empty once the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines if line.startswith(("Rss", "VmHWM")))
+    return {name.rstrip(":"): 1024 * int(size) for name, size, _ in fields}

@@ -162,4 +162,4 @@ def _quoted(text: str) -> str:
 def _escaped(text: str) -> str:
     """Plain text in Markdown, on one line and in one cell of a table."""
     text = " ".join(text.split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*[]<>|#" else c for c in text)

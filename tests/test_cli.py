@@ -399,7 +399,15 @@ def test_schema_is_json():
 def test_version_and_help():
     assert call("--version").stdout == f"raymerge {raymerge.__version__}\n"
     shown = call("--help").stdout
-    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == ["sweep", "plan", "report", "schema", "stats"]
+    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == [
+        "sweep",
+        "plan",
+        "report",
+        "schema",
+        "merge",
+        "stats",
+        "bench",
+    ]
     for command in ("sweep", "plan", "report", "schema", "stats"):
         assert call(command, "--help").exit_code == 0
 

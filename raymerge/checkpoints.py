@@ -6,8 +6,6 @@ class `src.models.modeling.ClassificationHead`, which is read through an allow-l
 
 import contextlib
 import hashlib
-import json
-import os
 import pickle
 import sys
 import types
@@ -19,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from raymerge.errors import CheckpointError
 from raymerge.linalg import all_finite
+from raymerge.model_file import write_safetensors
+from raymerge.whole_file import whole_file
 
 HEAD_CLASS = "src.models.modeling.ClassificationHead"
 PREFIX = "model."
@@ -116,7 +115,9 @@ class _LazySafetensors(Mapping[str, Tensor]):
 
 def _load_state_dict(path: Path) -> Mapping[str, Tensor]:
     content = _load_without_code(path, allowed=[])
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a dict of tensors (a state dict).")
     return content
 
@@ -151,10 +152,8 @@ def _reason(error: BaseException) -> str:
     return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
-    """Compare an expert with the zero-shot model it was fine-tuned from: keys, shapes, dtypes, finite values.
-
-    The float dtype may differ. Tensors of integers have to be equal.
+def check_layout(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
+    """Compare the keys and shapes of an expert with those of the zero-shot model.
 
     Raises:
         CheckpointError: naming the expert, the key, what was found and what was expected.
@@ -174,7 +173,20 @@ def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str
                 f"{expert.path}: expert '{expert_name}': '{name}' is {shape}, zero-shot is {expected[name]}. "
                 "Is it of another backbone?"
             )
-        if name in zero_shot.parameters:
+
+
+def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
+    """Compare an expert with the zero-shot model it was fine-tuned from: keys, shapes, dtypes, finite values.
+
+    The float dtype may differ. Tensors of integers have to be equal.
+
+    Raises:
+        CheckpointError: naming the expert, the key, what was found and what was expected.
+    """
+    check_layout(expert, zero_shot, expert_name)
+    parameters = set(zero_shot.parameters)
+    for name in expert.names:
+        if name in parameters:
             check_values(expert, name, f"expert '{expert_name}'")
         elif not torch.equal(expert.tensor(name), zero_shot.tensor(name)):
             raise CheckpointError(
@@ -184,10 +196,12 @@ def check_checkpoint(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str
 
 
 def check_values(checkpoint: Checkpoint, name: str, owner: str) -> None:
-    """Raise CheckpointError unless the tensor is floating point and finite."""
+    """Raise CheckpointError unless the tensor is floating point, of 16 bits or more, and finite."""
     value = checkpoint.tensor(name)
-    if not value.is_floating_point():
-        raise CheckpointError(f"{checkpoint.path}: {owner}: '{name}' has dtype {value.dtype}, expected a float dtype.")
+    if not value.is_floating_point() or value.dtype.itemsize < 2:  # there is no arithmetic for 8 bits
+        raise CheckpointError(
+            f"{checkpoint.path}: {owner}: '{name}' has dtype {value.dtype}, expected a float dtype of 16 bits or more."
+        )
     if not all_finite(value):
         bad = int((~torch.isfinite(value)).sum())
         raise CheckpointError(
@@ -203,28 +217,10 @@ def save_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and strings to a safetensors file; equal arguments give equal bytes.
-
-    The file gets its name only once its content is on the disk.
-    """
-    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    end = 8 + int.from_bytes(data[:8], "little")
-    # safetensors itself would write the metadata in another order in every process
-    header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}).encode()
-    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    """Write tensors that are in memory to a safetensors file, as `write_safetensors` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.write(memoryview(data)[end:])
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    write_safetensors(path, kinds, tensors.__getitem__, lambda: metadata)
 
 
 def save_head(path: Path, weight: Float[Tensor, "classes dim"]) -> None:
@@ -299,10 +295,8 @@ def _published_head_class() -> Iterator[type]:
 
 def _save(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:  # given a path, torch stores its name inside, and no two files are equal
+    with whole_file(path) as file:  # given a path, torch stores its name inside, and no two files are equal
         torch.save(content, file)
-    temporary.replace(path)
 
 
 def file_sha256(path: Path) -> str:

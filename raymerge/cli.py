@@ -16,6 +16,7 @@ import typer
 
 import raymerge
 from raymerge.cli_bench import bench
+from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_stats import stats
 from raymerge.errors import UsageError
@@ -143,6 +144,7 @@ def schema(debug: Debug = False) -> None:
         write_json(json_schema())
 
 
+app.command()(merge)
 app.command()(stats)
 app.add_typer(bench, name="bench")
 

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
-from raymerge.errors import UsageError, did_you_mean
-from raymerge.streams import errors_told, render, tell, write_json
+from raymerge.cli_suite import (
+    NumTasks,
+    Profile,
+    SuiteSeed,
+    Tasks,
+    check_variant,
+    chosen_backbones,
+    chosen_tasks,
+    prepare,
+)
+from raymerge.errors import UsageError
+from raymerge.streams import errors_told, interruptible, render, tell, write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raymerge.moment_collection import Collected
-    from raymerge.progress import Lines, LiveView, Silent
     from raymerge.suites import Suite
 
 SHOWN_KINDS = ("resid", "attention", "mlp")
@@ -28,19 +37,13 @@ def stats(
     suite: Annotated[
         str, typer.Option("--suite", metavar="NAME|DIR", help="demo, or the folder of a suite.", show_default=False)
     ],
-    profile: Annotated[
-        str | None, typer.Option("--profile", metavar="NAME", help="Variant of the suite; demo: full or reduced.")
-    ] = None,
-    suite_seed: Annotated[
-        int | None, typer.Option("--suite-seed", min=0, max=2**32 - 1, help="Seed of a suite that is generated.")
-    ] = None,
+    profile: Profile = None,
+    suite_seed: SuiteSeed = None,
     backbones: Annotated[
         list[str] | None, typer.Option("--backbone", metavar="NAME", help="Repeatable.  [default: all of the suite]")
     ] = None,
-    num_tasks: Annotated[
-        int | None, typer.Option("--num-tasks", min=1, help="Only the first so many tasks of the suite.")
-    ] = None,
-    tasks: Annotated[str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks.")] = None,
+    num_tasks: NumTasks = None,
+    tasks: Tasks = None,
     max_images: Annotated[
         int | None, typer.Option("--max-images", min=1, help="Only the first so many images of every task.")
     ] = None,
@@ -63,8 +66,8 @@ def stats(
         if output and "://" in output:
             raise UsageError(f"--output '{output}' is not a folder of this machine; moments go to a local folder.")
         found = find_suite(suite, profile, suite_seed or 0)
-        _check_variant(found, profile, suite_seed)
-        chosen = dict.fromkeys(_chosen_backbones(found, backbones or ()), _chosen_tasks(found, num_tasks, tasks))
+        check_variant(found, profile, suite_seed)
+        chosen = dict.fromkeys(chosen_backbones(found, backbones or ()), chosen_tasks(found, num_tasks, tasks))
         folder = Path(output).expanduser() if output else moments_dir(found)
         rows = _collect(found, chosen, folder, device, max_images, batch_size, force, quiet=quiet, debug=debug)
         if as_json:
@@ -76,39 +79,6 @@ def stats(
         if not quiet:
             for line in _remarks(rows):
                 tell(line)
-
-
-def _check_variant(suite: "Suite", profile: str | None, seed: int | None) -> None:
-    """A suite in a folder has one profile and seed; to ask it for others is a mistake."""
-    for option, asked, has in (("--profile", profile, suite.profile), ("--suite-seed", seed, suite.seed)):
-        if asked is not None and asked != has:
-            raise UsageError(f"{option} is {asked}, but the suite in {suite.root} has {has}. Leave {option} out.")
-
-
-def _chosen_backbones(suite: "Suite", names: Sequence[str]) -> Sequence[str]:
-    return _known(names or list(suite.backbones), suite.backbones, f"suite '{suite.name}' has no backbone")
-
-
-def _chosen_tasks(suite: "Suite", num_tasks: int | None, names: str | None) -> Sequence[str]:
-    known = [task.name for task in suite.tasks]
-    if num_tasks is not None and names is not None:
-        raise UsageError("--num-tasks and --tasks exclude each other; leave one of them out.")
-    if names is not None:
-        listed = [name.strip() for name in names.split(",") if name.strip()]
-        if not listed:
-            raise UsageError("--tasks names no task; separate names by commas.")
-        return _known(listed, known, f"suite '{suite.name}' has no task")
-    if num_tasks is not None and num_tasks > len(known):
-        raise UsageError(f"suite '{suite.name}' has {len(known)} tasks, --num-tasks asks for {num_tasks}.")
-    return known[:num_tasks]
-
-
-def _known(names: Sequence[str], known: Iterable[str], complaint: str) -> list[str]:
-    known = list(known)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{complaint} '{name}'. {did_you_mean(name, known)}")
-    return list(dict.fromkeys(names))
 
 
 def _collect(
@@ -133,21 +103,13 @@ def _collect(
         where = torch_device(device)
         make_folder(folder)
         if not suite.is_prepared:
-            _prepare(suite, view, debug)
-        view.stage("checking checkpoints, images and moments")
-        items = find_items(suite, tasks, folder, max_images=max_images, force=force, report=view.preparing)
-        if any(item.why for item in items):
-            view.stage(f"collecting input moments on {where.type}")
-        return list(collect(suite, items, device=where, batch_size=batch_size, report=view.preparing))
-
-
-def _prepare(suite: "Suite", view: "Silent | Lines | LiveView", debug: bool) -> None:
-    view.stage("starting Ray")
-    from raymerge import cluster, preparation
-
-    with cluster.connected(None, debug=debug) as slots:
-        view.stage("preparing the suite")
-        preparation.prepare_suite(suite, slots, view.preparing)
+            prepare(suite, view, debug)
+        with interruptible():
+            view.stage("checking checkpoints, images and moments")
+            items = find_items(suite, tasks, folder, max_images=max_images, force=force, report=view.preparing)
+            if any(item.why for item in items):
+                view.stage(f"collecting input moments on {where.type}")
+            return list(collect(suite, items, device=where, batch_size=batch_size, report=view.preparing))
 
 
 def _remarks(rows: "Sequence[Collected]") -> Iterable[str]:

@@ -1,14 +1,12 @@
 """A folder on any pyarrow filesystem, where a file is either absent or whole."""
 
 import contextlib
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
 
-TEMPORARY_SUFFIX = ".tmp"
+from raymerge.whole_file import make_directory, whole_file
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,9 @@ class Folder:
                 sink.write(data)
             return
         target = local / path
-        _make_directory(target.parent)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
-        try:
-            with temporary.open("wb") as sink:
-                sink.write(data)
-                sink.flush()
-                os.fsync(sink.fileno())
-            temporary.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(target.parent)
+        make_directory(target.parent)
+        with whole_file(target) as sink:
+            sink.write(data)
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -88,19 +76,3 @@ class Folder:
 
 
 Location = str | Path | Folder
-
-
-def _make_directory(path: Path) -> None:
-    """mkdir -p whose new entries survive a power cut."""
-    if not path.is_dir():
-        _make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,6 +48,23 @@ class MergeRequest:
 
 
 @dataclass(frozen=True)
+class InputFiles:
+    """Where the models are.
+
+    moments: by expert; empty for a method that needs none.
+    stats_command: what collects the moments, for messages.
+    """
+
+    base: Path
+    experts: Mapping[str, Path]
+    moments: Mapping[str, Path] = field(default_factory=dict)
+    stats_command: str = "raymerge stats --suite SUITE"
+
+    def all(self) -> list[Path]:
+        return [self.base, *self.experts.values(), *self.moments.values()]
+
+
+@dataclass(frozen=True)
 class Merge:
     """A merged update of a suite, by what determines it. `task` is set when it is one task's own update."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raymerge.errors import did_you_mean
+from raymerge.method_point import out_of_bounds
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Method, Parameter
 from raymerge.spec_problems import Loc, problems_of, shortened
@@ -193,8 +194,8 @@ def _number(value: Any, other_forms: str = "") -> float:
 
 def _out_of_bounds(setting: Setting, parameter: Parameter) -> list[str]:
     ends = (setting.low, setting.high) if isinstance(setting, Range) else _values_of(setting)
-    wrong = [value for value in ends if not parameter.low <= value <= parameter.high]
-    return [f"is {value:g}, expected {parameter.low:g} to {parameter.high:g}." for value in wrong[:1]]
+    complaints = [(value, out_of_bounds(parameter, value)) for value in ends]
+    return [f"is {value:g}, {complaint}." for value, complaint in complaints if complaint][:1]
 
 
 def _values_of(setting: Setting) -> tuple[float, ...]:

@@ -69,14 +69,14 @@ def write_moments(
 def check_moments(
     path: Path,
     *,
-    expert_sha256: str,
+    expert_sha256: str | None,
     shapes: Mapping[str, Sequence[int]],
     command: str = "raymerge stats --suite SUITE",
 ) -> Checkpoint:
     """Check a file of moments against the expert it is to be used with. Returns it, open.
 
     Args:
-        expert_sha256: of the expert's checkpoint file.
+        expert_sha256: of the expert's checkpoint file; None where it is no file, and cannot be compared.
         shapes: of every tensor of the expert.
         command: what collects the file, for messages.
     Raises:
@@ -95,7 +95,7 @@ def check_moments(
         raise CheckpointError(
             f"{path}: not a file of input moments of format {FORMAT} (its format is {metadata.get('format')}). {again}"
         )
-    if metadata.get("expert_sha256") != expert_sha256:
+    if expert_sha256 is not None and metadata.get("expert_sha256") != expert_sha256:
         raise CheckpointError(
             f"{path}: collected from another expert (SHA-256 {str(metadata.get('expert_sha256'))[:12]}, this one has "
             f"{expert_sha256[:12]}). {again}"

@@ -1,6 +1,5 @@
 """Checks of a prepared suite before any work: every file that a sweep will read, task by task."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from raymerge.errors import DataError
 from raymerge.images import ImageSplit, open_images
 from raymerge.moment_files import check_moments
 from raymerge.records import SPLITS, Split
-from raymerge.suites import SUITES, Suite, moments_dir, moments_path
+from raymerge.suites import Suite, moments_path, stats_command
 
 
 def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
@@ -49,11 +48,7 @@ def check_task(suite: Suite, backbone: str, task: str, moments: Path | None = No
     hashes = {path: file_sha256(path) for path in (expert.path, head_path)}
     if moments is not None:
         path = moments_path(moments, backbone, task)
-        command = f"raymerge stats --suite {shlex.quote(suite.name if suite.name in SUITES else str(suite.root))}"
-        if suite.name in SUITES:
-            command += f" --profile {suite.profile} --suite-seed {suite.seed}"
-        if moments != moments_dir(suite):
-            command += f" --output {shlex.quote(str(moments))}"
+        command = stats_command(suite, moments)
         check_moments(path, expert_sha256=hashes[expert.path], shapes=expert.shapes, command=command)
         hashes[path] = file_sha256(path)
     return hashes

@@ -21,11 +21,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raymerge.errors import RaymergeError, UsageError
-from raymerge.folder import TEMPORARY_SUFFIX, Folder, Location
+from raymerge.folder import Folder, Location
 from raymerge.output import read_manifest
 from raymerge.records import TrialRecord
 from raymerge.result_schema import EVALUATION_FIELDS, PARTITIONS, TRIAL_FIELDS, RunContext, Schemas, read_record
 from raymerge.summary import SummaryRow, summarise
+from raymerge.whole_file import TEMPORARY_SUFFIX
 
 if TYPE_CHECKING:
     import pandas

@@ -4,9 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,8 +23,11 @@ EXIT_CELLS_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 
+INTERRUPTED = "interrupted: everything finished so far is saved, and the same command continues from there."
+
+
 @contextlib.contextmanager
-def errors_told(debug: bool) -> Iterator[None]:
+def errors_told(debug: bool, interrupted: str = INTERRUPTED) -> Iterator[None]:
     """Turn an error into a line on stderr and the exit code of its kind, with its traceback if `debug`."""
     if debug:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
@@ -31,7 +36,7 @@ def errors_told(debug: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        tell("interrupted: everything finished so far is saved, and the same command continues from there.")
+        tell(interrupted)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except Exception as error:
         if debug:
@@ -42,6 +47,47 @@ def errors_told(debug: bool) -> Iterator[None]:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")
         tell(f"error: {what}." + ("" if debug else " Run again with --debug for the traceback."))
         raise typer.Exit(EXIT_FAILED) from None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Turn the first SIGINT or SIGTERM into a KeyboardInterrupt, and ignore others, so that there is time to tidy up.
+
+    Some of torch turns a KeyboardInterrupt into an error of its own; here it is one again.
+
+    Yields what is called when it is too late to stop: from then on the block runs to its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    received = False
+
+    def ignore_signals() -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+
+    def interrupt(signum: int, frame: Any) -> None:
+        nonlocal received
+        received = True
+        ignore_signals()
+        raise KeyboardInterrupt
+
+    def proceed() -> None:
+        ignore_signals()
+        if received:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield proceed
+    except Exception:
+        if received:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell(text: str) -> None:

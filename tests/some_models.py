@@ -105,3 +105,8 @@ def merge_all(request: MergeRequest) -> list[dict[str, Tensor]]:
 def assert_identical(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of the files and folders in it, hidden ones included."""
+    return sorted(path.name for path in folder.iterdir())

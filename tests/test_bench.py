@@ -181,4 +181,4 @@ def test_a_merge_that_fails_is_told(small_towers, tmp_path):
     code, stdout, stderr = run("memory", *args)
     assert (code, stdout) == (1, "")
     assert stderr.startswith("error: 'raymerge merge' by iso-c ended with 4: error: ")
-    assert "expert01.pt: truncated or not a checkpoint" in stderr
+    assert "expert01.pt: not a checkpoint of plain tensors" in stderr

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raymerge import checkpoints
+from raymerge import checkpoints, whole_file
 from raymerge.checkpoints import (
     HEAD_CLASS,
     Checkpoint,
@@ -117,7 +117,7 @@ def test_safetensors_that_cannot_be_written_leave_the_old_file(tmp_path, monkeyp
     path = tmp_path / "x.safetensors"
     save_safetensors(path, STATE, METADATA)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoints.os, "fsync", fail)
+    monkeypatch.setattr(whole_file.os, "fsync", fail)
     with pytest.raises(type(error)):
         save_safetensors(path, {}, {})
     assert path.read_bytes() == before

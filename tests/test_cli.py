@@ -399,7 +399,15 @@ def test_schema_is_json():
 def test_version_and_help():
     assert call("--version").stdout == f"raymerge {raymerge.__version__}\n"
     shown = call("--help").stdout
-    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == ["sweep", "plan", "report", "schema", "stats"]
+    assert re.findall(r"^  (\w+)  ", shown, re.MULTILINE) == [
+        "sweep",
+        "plan",
+        "report",
+        "schema",
+        "merge",
+        "stats",
+        "bench",
+    ]
     for command in ("sweep", "plan", "report", "schema", "stats"):
         assert call(command, "--help").exit_code == 0
 
@@ -431,6 +439,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), sep="\\n", file
 
     assert not imported("--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "pydantic", "rich"}
     assert not imported("stats", "--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "open_clip"}
+    assert not imported("merge", "--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "open_clip"}
     for command in (["plan", "tiny.yaml"], ["sweep", "tiny.yaml", "--dry-run", "--json"]):
         assert not imported(*command) & {"torch", "ray", "optuna", "pandas", "open_clip"}
     assert not imported("schema") & {"torch", "ray", "optuna", "pandas", "pyarrow"}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,26 +70,31 @@ def measure(folder: Path, method: str, num_tasks: int) -> Peak:
         RaymergeError: the merge failed; with its own words.
     """
     zero_shot, experts = checkpoint_paths(folder, num_tasks)
-    output = folder / f"merged-{method}.safetensors"
     command = [sys.executable, "-m", "raymerge", "merge", "--base", str(zero_shot)]
     for path in experts:
         command += ["--expert", f"{path.stem}={path}"]
-    command += ["--method", method, "--alpha", "1", "--output", str(output), "--quiet", "--force"]
+    command += ["--method", method, "--alpha", "1", "--quiet"]
     start, private, resident = time.monotonic(), 0, 0
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        while child.poll() is None:
-            sizes = _memory_of(child.pid)
-            private = max(private, sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
-            resident = max(resident, sizes.get("VmHWM", 0))
-            time.sleep(SAMPLE_S)
-        assert child.stderr is not None
-        words = child.stderr.read().strip()
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
-        output.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as merged,  # of the model and its card
+        subprocess.Popen(
+            [*command, "--output", f"{merged}/{method}.safetensors"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child,
+    ):
+        try:
+            while child.poll() is None:
+                sizes = _memory_of(child.pid)
+                private = max(private, sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
+                resident = max(resident, sizes.get("VmHWM", 0))
+                time.sleep(SAMPLE_S)
+            assert child.stderr is not None
+            words = child.stderr.read().strip()
+        finally:
+            if child.poll() is None:
+                child.terminate()
     if child.returncode:
         raise RaymergeError(f"'raymerge merge' by {method} ended with {child.returncode}: {words}")
     checkpoints = sum(path.stat().st_size for path in (zero_shot, *experts))

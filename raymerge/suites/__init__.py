@@ -11,6 +11,7 @@ On disk a suite has the published layout, plus `suite.json` and the image cache:
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,16 @@ def moments_path(folder: Path, backbone: str, task: str) -> Path:
 def moments_dir(suite: Suite) -> Path:
     """Where `raymerge stats` keeps the input moments of a suite's experts."""
     return cache_dir() / "moments" / f"{suite.name}-{suite.profile}-seed{suite.seed}"
+
+
+def stats_command(suite: Suite, moments: Path) -> str:
+    """The command that collects the input moments of a suite into the folder `moments`."""
+    command = f"raymerge stats --suite {shlex.quote(suite.name if suite.name in SUITES else str(suite.root))}"
+    if suite.name in SUITES:
+        command += f" --profile {suite.profile} --suite-seed {suite.seed}"
+    if moments != moments_dir(suite):
+        command += f" --output {shlex.quote(str(moments))}"
+    return command
 
 
 def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:

@@ -6,16 +6,17 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
-from raymerge.errors import UsageError, did_you_mean
-from raymerge.streams import errors_told, render, write, write_json
+from raymerge.cli_suite import known_names
+from raymerge.errors import UsageError
+from raymerge.streams import errors_told, interruptible, render, write, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from raymerge.bench.merge import Timed
 
 bench = typer.Typer(help="Measure what raymerge costs on this machine.", no_args_is_help=True)
+
+
+INTERRUPTED = "interrupted: a benchmark keeps nothing that it has measured."
 
 
 class Spectrum(enum.StrEnum):
@@ -64,16 +68,16 @@ def bench_merge(
     """Time the merge of every matrix of a backbone against a plain transcription of the published code.
 
     Both sides take turns in one process. Cases are the merging methods at their defaults, iso-cts-fractions (0.1 to
-    0.9 together) and tsv-m-nested (8, 14 and 20 tasks together).
+    0.9 together) and tsv-m-nested (8, 14 and 20 tasks together, as far as --num-tasks goes).
     """
-    with errors_told(debug):
+    with errors_told(debug, interrupted=INTERRUPTED):
         from raymerge.bench.merge import bench_cases, time_backbone
         from raymerge.bench.shapes import TOWERS
         from raymerge.progress import StderrConsole, watching
 
         known = bench_cases()
-        chosen = [known[name] for name in _known(cases or list(known), known, "--case")]
-        towers = _known(backbones or ["ViT-B-16"], TOWERS, "--backbone")
+        chosen = [known[name] for name in known_names(cases or list(known), known, "--case: there is no")]
+        towers = known_names(backbones or ["ViT-B-16"], TOWERS, "--backbone: there is no")
         import torch
 
         where = torch_device(device)
@@ -110,8 +114,8 @@ def bench_merge(
             ]
             write_json({**machine, "rows": rows})
         else:
-            for backbone, count, timed in tables:
-                render(_table(f"{timed[0].case}, {backbone}, {count} tasks", timed))
+            for backbone, _, timed in tables:
+                render(_table(f"{timed[0].case}, {backbone}, {timed[0].num_tasks} tasks", timed))
             write(", ".join(f"{key}: {value}" for key, value in machine.items()) + "\n")
 
 
@@ -132,7 +136,7 @@ def bench_memory(
     debug: Debug = False,
 ) -> None:
     """Measure the peak memory of raymerge merge over checkpoints of a published size, made of random numbers."""
-    with errors_told(debug):
+    with errors_told(debug, interrupted=INTERRUPTED), interruptible():
         from raymerge.bench.shapes import TOWERS
         from raymerge.methods import declared_methods
         from raymerge.progress import StderrConsole, watching
@@ -140,36 +144,31 @@ def bench_memory(
         if not Path("/proc/self/status").is_file():
             raise UsageError("raymerge bench memory reads /proc, which this system lacks; run it on Linux.")
         known = {name: m for name, m in declared_methods().items() if m.merge is not None and not m.moments}
-        chosen = _known(methods or list(known), known, "--method")
-        (tower,) = (TOWERS[name] for name in _known([backbone], TOWERS, "--backbone"))
+        chosen = known_names(methods or list(known), known, "--method: there is none to measure called")
+        (tower,) = (TOWERS[name] for name in known_names([backbone], TOWERS, "--backbone: there is no"))
         if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, backbone).mkdir(parents=True, exist_ok=True)
         kept = contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="raymerge-bench-")
         with kept as where, watching(StderrConsole(), quiet=quiet) as view:
-            from raymerge.bench.memory import make_checkpoints, measure, size_of
+            from raymerge.bench.memory import bytes_missing, make_checkpoints, measure
 
-            needed, free = size_of(tower, num_tasks), shutil.disk_usage(where).free
-            if not folder and needed > free:
+            home = Path(where, backbone)
+            home.mkdir(exist_ok=True)
+            needed, free = bytes_missing(home, tower, num_tasks), shutil.disk_usage(home).free
+            if needed > free:
                 raise UsageError(
-                    f"{where} has {free / 1e9:.1f} GB free and the checkpoints take {needed / 1e9:.1f} GB: "
+                    f"{where} has {free / 1e9:.1f} GB free and the models take {needed / 1e9:.1f} GB more: "
                     "give a larger disk with --folder, or fewer tasks with --num-tasks."
                 )
-            make_checkpoints(Path(where), tower, num_tasks, view.stage)
+            make_checkpoints(home, tower, num_tasks, view.stage)
             peaks = []
             for method in chosen:
                 view.stage(f"merging {num_tasks} experts by {method}")
-                peaks.append(measure(Path(where), method, num_tasks))
+                peaks.append(measure(home, method, num_tasks))
         if as_json:
             write_json({"backbone": backbone, "rows": [asdict(peak) for peak in peaks]})
         else:
             render(_memory_table(backbone, peaks))
-
-
-def _known(names: Sequence[str], known: Mapping[str, Any], option: str) -> list[str]:
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{option} '{name}' is unknown. {did_you_mean(name, list(known))}")
-    return list(dict.fromkeys(names))
 
 
 def _table(title: str, rows: "Sequence[Timed]") -> "Table":

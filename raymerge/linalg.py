@@ -1,6 +1,6 @@
 """Input checks and float64 decompositions.
 
-Everything here computes in float64, whatever the input: flattening a spectrum lifts its weakest directions to the
+Every decomposition here is in float64, whatever the input: flattening a spectrum lifts its weakest directions to the
 mean, so an error of float32 size in a direction 1e-6 times as strong as the strongest would decide the result.
 
 A direction whose singular value is zero to float64 precision carries no information, only the arbitrary basis that
@@ -162,13 +162,16 @@ def compact_svd(
     rows, cols = matrix.shape
     matrix = matrix.double()
     short = matrix if rows <= cols else matrix.mT
+    smallest = max(rows, cols) * torch.finfo(torch.float64).eps
     if (found := _eigen_by_gram(short, tolerance)) is not None:
         u, s = found
-        vh = (u.mT @ short) / s[:, None]
-        return (u, s, vh) if rows <= cols else (vh.mT, s, u.mT)
+        # of cancellation noise the Gram matrix may be as good as any
+        if scale is None or float(s[-1]) * tolerance > smallest * scale:
+            vh = (u.mT @ short) / s[:, None]
+            return (u, s, vh) if rows <= cols else (vh.mT, s, u.mT)
     u, s, vh = _thin_svd(matrix)
     largest = float(s[0]) if scale is None and len(s) else (scale or 0.0)
-    rank = int((s > max(rows, cols) * torch.finfo(torch.float64).eps * largest).sum())
+    rank = int((s > smallest * largest).sum())
     return u[:, :rank], s[:rank], vh[:rank]
 
 
@@ -230,7 +233,10 @@ def inverse_sqrt(
     Args:
         tolerance: relative error of the polar factor X G^(-1/2): float64 rounding over the ratio of eigenvalues.
     """
-    values, vectors = torch.linalg.eigh(matrices)
+    try:
+        values, vectors = eigh(matrices)
+    except Uncertified:
+        return None
     if not bool((values[..., 0] > torch.finfo(torch.float64).eps / tolerance * values[..., -1]).all()):
         return None
     return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT, values
@@ -243,10 +249,27 @@ def _eigen_by_gram(short: Tensor, tolerance: float) -> tuple[Tensor, Tensor] | N
     """
     if tolerance == 0 or len(short) < SMALL:
         return None
-    values, vectors = torch.linalg.eigh(gram(short))
+    try:
+        values, vectors = eigh(gram(short))
+    except Uncertified:
+        return None
     if not float(values[0]) > torch.finfo(torch.float64).eps / tolerance * float(values[-1]):
         return None
     return vectors.flip(-1), values.flip(-1).sqrt()
+
+
+def eigh(
+    matrices: Float64[Tensor, "*batch size size"],
+) -> tuple[Float64[Tensor, "*batch size"], Float64[Tensor, "*batch size size"]]:
+    """Eigenvalues, ascending, and eigenvectors of symmetric matrices.
+
+    Raises:
+        Uncertified: not all could be decomposed, as where the entries of a Gram matrix overflow.
+    """
+    try:
+        return torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise Uncertified("an eigendecomposition failed") from error
 
 
 def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,14 +6,14 @@ matrix a filtered block of vectors converges within a few products, which is wha
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from raymerge.linalg import Uncertified, compact_svd, gram, tolerance_for
+from raymerge.linalg import Uncertified, compact_svd, eigh, gram, tolerance_for
 from raymerge.notes import note
 
 FULL_SIZE = 192
@@ -59,10 +59,6 @@ class Triplets:
     vh: Float[Tensor, "batch count cols"]
     error: Float64[Tensor, " batch"]
 
-    def cut(self, count: int) -> "Triplets":
-        """The first `count` of every matrix."""
-        return Triplets(self.u[..., :count], self.s[:, :count], self.vh[:, :count], self.error)
-
 
 def precision_for(size: int, part: float) -> torch.dtype:
     """The precision to form Gram matrices of this size in, when this part of their eigenvectors is wanted.
@@ -72,19 +68,37 @@ def precision_for(size: int, part: float) -> torch.dtype:
     return torch.float32 if size >= FLOAT32_SIZE and part <= FULL_PART else torch.float64
 
 
-def leading_triplets(matrices: Float[Tensor, "batch rows cols"], count: int) -> Triplets:
+def leading_triplets(matrices: Float[Tensor, "batch rows cols"], count: int, cuts: Sequence[int] = ()) -> Triplets:
     """The `count` leading singular triplets of every matrix, in the precision of the matrices.
 
+    Args:
+        cuts: smaller counts that the triplets will be cut to; the error is the largest of all.
     Raises:
         Uncertified: a matrix has too low a rank, or too little of it is known.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
     short = matrices if wide else matrices.mT
+    energy = torch.linalg.vector_norm(matrices, dim=(1, 2)).double().square()
+    check_energy(energy)
     grams = torch.stack([gram(matrix) for matrix in short])
-    spaces = leading_eigenspaces(grams, count)
+    spaces = leading_eigenspaces(grams, count, energy)
     u, s, vh = triplets_of_basis(spaces.basis, spaces.basis.mT @ short)
-    found = Triplets(u, s, vh, spaces.error) if wide else Triplets(vh.mT, s, u.mT, spaces.error)
+    # within the space triplets are those of the projected matrix, whose entries are off by rounding
+    rounding = torch.finfo(matrices.dtype).eps * (energy / short.shape[2]).sqrt()
+    error = spaces.error
+    for cut in cuts:
+        if cut < count:
+            turned = (rounding[:, None, None] / (s[:, :cut, None] - s[:, None, cut:])).square().sum(-1)
+            inner = turned.mean(-1).sqrt().nan_to_num(nan=math.inf)
+            error = torch.maximum(error, torch.hypot(spaces.error, inner))
+    found = Triplets(u, s, vh, error) if wide else Triplets(vh.mT, s, u.mT, error)
     return with_exact(found, lambda i: compact_svd(matrices[i], tolerance=tolerance_for(torch.float32)))
+
+
+def check_energy(energy: Float64[Tensor, " batch"]) -> None:
+    """Raise Uncertified where a task matrix is zero: it has no leading directions, and would only hold up others."""
+    if not bool((energy > 0).all()):
+        raise Uncertified("a task matrix is zero")
 
 
 def triplets_of_basis(
@@ -95,7 +109,7 @@ def triplets_of_basis(
     Raises:
         Uncertified: the image is rank-deficient to the precision given.
     """
-    values, rotation = torch.linalg.eigh((image @ image.mT).double())
+    values, rotation = eigh(image.double() @ image.double().mT)
     values, rotation = values.flip(-1), rotation.flip(-1)
     if not bool((values[:, -1] > torch.finfo(image.dtype).eps * values[:, 0]).all()):
         raise Uncertified("a task matrix has fewer directions than are taken from it")
@@ -111,19 +125,20 @@ def with_exact(found: Triplets, decompose: Callable[[int], tuple[Tensor, Tensor,
         Uncertified: a decomposition has fewer triplets than wanted.
     """
     count, doubtful = found.s.shape[1], (found.error > MAX_ERROR[found.u.dtype]).nonzero()[:, 0].tolist()
+    eps = torch.finfo(found.u.dtype).eps  # the vectors are rounded to it, however well they are known
     if not doubtful:
-        return found
+        return replace(found, error=found.error.clamp(min=eps))
     note(
         f"{len(doubtful)} of {len(found.error)} tasks were decomposed in full: values too close at the cut, or no "
         "convergence"
     )
-    u, s, vh, error = found.u.clone(), found.s.clone(), found.vh.clone(), found.error.clone()
+    u, s, vh, error = found.u.clone(), found.s.clone(), found.vh.clone(), found.error.clamp(min=eps)
     for i in doubtful:
         exact = decompose(i)
         if len(exact[1]) < count:
             raise Uncertified("a task matrix has fewer directions than are taken from it")
         u[i], s[i], vh[i] = exact[0][:, :count], exact[1][:count], exact[2][:count]
-        error[i] = torch.finfo(u.dtype).eps
+        error[i] = eps
     return Triplets(u, s, vh, error)
 
 
@@ -158,7 +173,7 @@ def leading_eigenspaces(
 
 
 def _full(matrices: Tensor, count: int, rounding: Tensor) -> Eigenspaces:
-    values, vectors = torch.linalg.eigh(matrices.double())
+    values, vectors = eigh(matrices.double())
     basis = vectors[..., -count:].flip(-1).to(matrices.dtype)
     return Eigenspaces(basis, _rounding_error(values.flip(-1), count, rounding, matrices.shape[-1]))
 
@@ -175,7 +190,7 @@ def _iterate(matrices: Tensor, count: int, rounding: Tensor) -> tuple[Eigenspace
     while True:
         product = matrices @ vectors
         ritz = (vectors.mT @ product).double()
-        values, rotation = torch.linalg.eigh((ritz + ritz.mT) / 2)
+        values, rotation = eigh((ritz + ritz.mT) / 2)
         values, rotation = values.flip(-1), rotation.flip(-1).to(matrices.dtype)
         vectors, product = vectors @ rotation, product @ rotation
         wanted = vectors[..., :count]

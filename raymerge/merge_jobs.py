@@ -33,8 +33,7 @@ class _Group:
 class MergeJobs:
     """Computes merges in the background, at most `max_parallel` tasks at a time, and says which are there.
 
-    The first task of a group says how many shards there are, and does all the work if there is but one. Tasks reserve
-    no CPU: evaluators hold those, and merges run in short bursts between them.
+    The first task of a group says how many shards there are, and does all the work if there is but one.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ before the next is read.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,7 +156,7 @@ def merge_tensors(
         if not stored(task_tensors).any():  # text leftovers: the update is exactly zero, whatever the method
             continue
         try:
-            with about(name):
+            with about(name), full_precision():
                 if device is not None:
                     task_tensors = task_tensors.to(device)
                 if method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1):
@@ -219,6 +220,17 @@ def merge_tensor(
             )
         values.append(method.merge(factors[output.tasks], **output.setting, **extra))
     return values
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever the process allows: TF32 and bfloat16 would go uncertified."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def use_of(output: Output, num_tasks: int) -> Use:

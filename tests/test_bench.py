@@ -125,11 +125,11 @@ def test_merge_command(small_towers):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["merge", "--case", "iso_c"], "--case 'iso_c' is unknown. Did you mean 'iso-c'? Known: "),
-        (["merge", "--backbone", "ViT-B-8"], "--backbone 'ViT-B-8' is unknown. Did you mean "),
-        (["memory", "--backbone", "ViT"], "--backbone 'ViT' is unknown."),
-        (["memory", "--method", "scale-svd"], "--method 'scale-svd' is unknown."),
-        (["memory", "--method", "zero-shot"], "--method 'zero-shot' is unknown."),
+        (["merge", "--case", "iso_c"], "--case: there is no 'iso_c'. Did you mean 'iso-c'? Known: "),
+        (["merge", "--backbone", "ViT-B-8"], "--backbone: there is no 'ViT-B-8'. Did you mean "),
+        (["memory", "--backbone", "ViT"], "--backbone: there is no 'ViT'."),
+        (["memory", "--method", "scale-svd"], "--method: there is none to measure called 'scale-svd'."),
+        (["memory", "--method", "zero-shot"], "--method: there is none to measure called 'zero-shot'."),
     ],
 )
 def test_mistakes(args, message):
@@ -150,6 +150,7 @@ def test_memory_command(small_towers, tmp_path):
     (row,) = json.loads(stdout)["rows"]
     assert (row["method"], row["num_tasks"]) == ("iso-c", 3)
     names = ["expert00.pt", "expert01.pt", "expert02.pt", "zero_shot.pt"]
+    folder /= "ViT-B-32"
     assert sorted(path.name for path in folder.iterdir()) == names
     assert row["checkpoints"] == sum(path.stat().st_size for path in folder.iterdir())
     assert 20e6 < row["private"] < row["resident"] < 3e9
@@ -165,7 +166,8 @@ def test_memory_command(small_towers, tmp_path):
 
 def test_a_merge_that_fails_is_told(small_towers, tmp_path):
     args = ("--backbone", "ViT-B-32", "--num-tasks", "2", "--method", "iso-c", "--folder", str(tmp_path), "--quiet")
-    (tmp_path / "expert01.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "ViT-B-32").mkdir()
+    (tmp_path / "ViT-B-32" / "expert01.pt").write_bytes(b"no checkpoint")
     code, stdout, stderr = run("memory", *args)
     assert (code, stdout) == (1, "")
     assert stderr.startswith("error: 'raymerge merge' by iso-c ended with 4: error: ")

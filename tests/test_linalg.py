@@ -11,6 +11,7 @@ from raymerge.linalg import (
     check_task_tensors,
     compact_svd,
     conditioning,
+    eigh,
     polar_amplification,
     polar_factor,
 )
@@ -53,6 +54,25 @@ def test_compact_svd_compares_with_the_given_scale():
     assert len(compact_svd(noise)[1]) == 4
     assert len(compact_svd(noise, scale=100.0)[1]) == 0
     assert len(compact_svd(torch.zeros(2, 2), scale=0.0)[1]) == 0
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-7])
+def test_well_conditioned_noise_is_noise(tolerance):
+    noise = 1e-15 * (random(100, 120) + 20 * torch.eye(100, 120, dtype=torch.float64))
+    assert len(compact_svd(noise, tolerance=tolerance)[1]) == 100
+    assert len(compact_svd(noise, scale=100.0, tolerance=tolerance)[1]) == 0
+
+
+def test_an_eigendecomposition_that_fails_is_no_answer(monkeypatch):
+    def fails(matrix):
+        raise torch.linalg.LinAlgError
+
+    matrix = random(80, 90)
+    expected, _ = polar_factor(matrix)
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    with pytest.raises(Uncertified, match="eigendecomposition failed"):
+        eigh(matrix @ matrix.mT)
+    torch.testing.assert_close(polar_factor(matrix, tolerance=1e-7)[0], expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

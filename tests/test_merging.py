@@ -387,3 +387,23 @@ def test_decompositions_are_shared_by_planned_sets(folder, monkeypatch):
     for update, one in zip(merge_all(request), expected, strict=True):
         assert_identical(update, one)
     assert calls == [(3, 3)] * 4, "once per matrix that changed, for all that is planned"
+
+
+def test_products_are_in_full_precision(folder, monkeypatch):
+    seen, merge_tensor = [], merging.merge_tensor
+
+    def watched(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return merge_tensor(*args, **kwargs)
+
+    monkeypatch.setattr(merging, "merge_tensor", watched)
+    request = request_of(folder, "iso-c")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for names in shards_of(request):
+            merging.merge_shard(request, names, merging.read_statistics(request))
+        assert torch.get_float32_matmul_precision() == "medium", "as the process had it"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}

@@ -14,6 +14,8 @@ from torch import Tensor
 from raymerge.bench.shapes import Tower, state_of
 from raymerge.checkpoints import save_state_dict
 from raymerge.errors import RaymergeError
+from raymerge.methods import METHODS
+from raymerge.methods._method import FixedAlpha
 
 SAMPLE_S = 0.02
 
@@ -22,7 +24,7 @@ SAMPLE_S = 0.02
 class Peak:
     """One merge: bytes of its checkpoints, its peak memory, and how long it took.
 
-    private: beyond the mapped files: RssAnon and RssShmem of the process, sampled every 20 ms.
+    private: beyond the mapped files: RssAnon of the process, sampled every 20 ms.
     resident: all pages, those of mapped files included, as the kernel counts them (VmHWM).
     """
 
@@ -58,9 +60,11 @@ def make_checkpoints(folder: Path, tower: Tower, num_tasks: int, report: Callabl
         save_state_dict(path, state)
 
 
-def size_of(tower: Tower, num_tasks: int) -> int:
-    """Bytes of the checkpoints of a tower."""
-    return 4 * (num_tasks + 1) * sum(torch.Size(shape).numel() for shape in state_of(tower).values())
+def bytes_missing(folder: Path, tower: Tower, num_tasks: int) -> int:
+    """Bytes that the checkpoints not written yet and a merged model will take."""
+    zero_shot, experts = checkpoint_paths(folder, num_tasks)
+    num_missing = sum(not path.is_file() for path in (zero_shot, *experts))
+    return 4 * (num_missing + 1) * sum(torch.Size(shape).numel() for shape in state_of(tower).values())
 
 
 def measure(folder: Path, method: str, num_tasks: int) -> Peak:
@@ -73,30 +77,31 @@ def measure(folder: Path, method: str, num_tasks: int) -> Peak:
     command = [sys.executable, "-m", "raymerge", "merge", "--base", str(zero_shot)]
     for path in experts:
         command += ["--expert", f"{path.stem}={path}"]
-    command += ["--method", method, "--alpha", "1", "--quiet"]
+    command += ["--method", method, "--device", "cpu", "--quiet"]
+    if not isinstance(METHODS.declaration(method).alpha, FixedAlpha):
+        command += ["--alpha", "1"]
     start, private, resident = time.monotonic(), 0, 0
     with (
         tempfile.TemporaryDirectory(dir=folder) as merged,  # of the model and its card
+        tempfile.TemporaryFile("w+") as words,
         subprocess.Popen(
             [*command, "--output", f"{merged}/{method}.safetensors"],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=words,
         ) as child,
     ):
         try:
             while child.poll() is None:
                 sizes = _memory_of(child.pid)
-                private = max(private, sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
+                private = max(private, sizes.get("RssAnon", 0))
                 resident = max(resident, sizes.get("VmHWM", 0))
                 time.sleep(SAMPLE_S)
-            assert child.stderr is not None
-            words = child.stderr.read().strip()
         finally:
             if child.poll() is None:
                 child.terminate()
-    if child.returncode:
-        raise RaymergeError(f"'raymerge merge' by {method} ended with {child.returncode}: {words}")
+        if child.returncode:
+            words.seek(0)
+            raise RaymergeError(f"'raymerge merge' by {method} ended with {child.returncode}: {words.read().strip()}")
     checkpoints = sum(path.stat().st_size for path in (zero_shot, *experts))
     return Peak(method, num_tasks, checkpoints, private, resident, time.monotonic() - start)
 

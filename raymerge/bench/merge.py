@@ -16,7 +16,7 @@ from torch import Tensor
 from raymerge.bench.plain import PLAIN
 from raymerge.bench.shapes import SPECTRA, TOWERS, MatrixShape, matrices_of
 from raymerge.merge_request import Output
-from raymerge.merging import merge_tensor
+from raymerge.merging import full_precision, merge_tensor
 from raymerge.methods import METHODS, declared_methods
 from raymerge.notes import collected
 
@@ -96,7 +96,7 @@ def time_case(
     device: torch.device,
     plain_dtype: torch.dtype = torch.float32,
 ) -> Timed:
-    """Time a case on one matrix of a shape, after both sides have run once.
+    """Time a case on one matrix of a shape, once what both sides call has been called.
 
     Args:
         plain_dtype: precision of the plain transcription. raymerge gets float32 and chooses for itself.
@@ -126,9 +126,12 @@ def time_case(
                 for part, output in zip(chosen, outputs, strict=True)
             ]
         given = moments if method.moments else None
-        return merge_tensor(method, task_matrices, outputs, passes, planned=outputs, moments=given)
+        with full_precision():
+            return merge_tensor(method, task_matrices, outputs, passes, planned=outputs, moments=given)
 
     exact = plain(torch.float64)
+    if device.type == "cuda":  # its libraries start at the first call in every precision
+        plain()
     with collected() as notes:
         found = ours()  # warms up as well
     turns = [(_seconds(plain, device), _seconds(ours, device)) for _ in range(repeats)]
@@ -208,4 +211,9 @@ def _wait_for(device: torch.device) -> None:
 
 def _errors(values: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, ...]:
     pairs = zip(values, exact, strict=True)
-    return tuple(float((value.double() - expected).norm() / expected.norm()) for value, expected in pairs)
+    return tuple(_relative(float((value.double() - exact).norm()), float(exact.norm())) for value, exact in pairs)
+
+
+def _relative(error: float, norm: float) -> float:
+    """A task that gets no direction, or an entry that too few tasks share, makes an update of zero."""
+    return error / norm if norm else error

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from raymerge.errors import MergeInputError
-from raymerge.linalg import compact_svd, gram
+from raymerge.linalg import Uncertified, compact_svd, eigh, gram
 
 ROOT_FLOOR = 1e-6
 """Smallest root moment as a part of the largest: an input that is always zero must not divide by zero."""
@@ -76,18 +76,26 @@ def _nearest_of_rank(matrix: Tensor, rank: int, out: Tensor) -> None:
         out.zero_()
         return
     wide = matrix.shape[0] <= matrix.shape[1]
-    values, vectors = torch.linalg.eigh(gram(matrix if wide else matrix.mT))
+    try:
+        values, vectors = eigh(gram(matrix if wide else matrix.mT))
+    except Uncertified:
+        _truncate(matrix, rank, out)
+        return
     size = len(values)
     # the span is known as well as the eigenvalues at the cut are told apart
     gap = float(values[-rank] - values[-rank - 1]) if rank < size else float(values[-1])
     if 4 * torch.finfo(torch.float64).eps * float(values[-1]) > 1e-8 * gap:
-        u, s, vh = compact_svd(matrix)
-        torch.mm(u[:, :rank] * s[:rank], vh[:rank], out=out)
+        _truncate(matrix, rank, out)
         return
     is_rest = 2 * rank > size  # the rest is the smaller part
     basis = vectors[:, :-rank] if is_rest else vectors[:, -rank:]
     factors = (basis, basis.mT @ matrix) if wide else (matrix @ basis, basis.mT)
     torch.addmm(matrix, *factors, beta=int(is_rest), alpha=-1 if is_rest else 1, out=out)
+
+
+def _truncate(matrix: Tensor, rank: int, out: Tensor) -> None:
+    u, s, vh = compact_svd(matrix)
+    torch.mm(u[:, :rank] * s[:rank], vh[:rank], out=out)
 
 
 def _largest(magnitudes: Float64[Tensor, "outputs inputs"], num_kept: int, prune_level: str) -> Bool[Tensor, "..."]:

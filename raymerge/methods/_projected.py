@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from raymerge.linalg import compact_svd, gram, tolerance_for
-from raymerge.linalg_leading import Triplets, leading_eigenspaces, triplets_of_basis, with_exact
+from raymerge.linalg_leading import Triplets, check_energy, leading_eigenspaces, triplets_of_basis, with_exact
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ def projected_triplets(
         task_matrices, u: of the same precision.
         grams: with first <= num_common <= last; computed for this k alone where they are None.
     Raises:
-        Uncertified: the common space leaves a task too few directions.
+        Uncertified: a task matrix is zero, or the common space leaves it too few directions.
     """
     grams = grams or projected_grams(task_matrices, u, num_common, num_common)
+    check_energy(grams.energy)
     common, rest = u[:, :num_common], u[:, num_common:]
     if grams.trailing is not None:
         start = num_common - grams.first

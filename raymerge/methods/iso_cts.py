@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raymerge.errors import MergeInputError
 from raymerge.linalg import (
+    MAX_POLAR_ERROR,
     SMALL,
     Uncertified,
     check_polar_error,
@@ -122,10 +123,14 @@ def _is_large(task_matrices: Tensor) -> bool:
 
 def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
     """By full decompositions in float64, leaving null directions out."""
-    task_matrices, u_common = factors.task_matrices, factors.u[:, :num_common]
+    task_matrices = factors.task_matrices
     if not task_matrices.any():
         return torch.zeros_like(task_matrices[0])
-    lefts, spectra, rights = [u_common], [factors.s[:num_common]], [factors.vh[:num_common]]
+    u, s, vh = factors.u, factors.s, factors.vh
+    if _is_large(task_matrices):  # they may be orthonormal to float32 alone, and what they leave would count as more
+        u, s, vh = compact_svd(sum_of_tasks(task_matrices))
+    u_common = u[:, :num_common]
+    lefts, spectra, rights = [u_common], [s[:num_common]], [vh[:num_common]]
     for task_matrix in task_matrices:
         task_matrix = task_matrix.double()
         residual = task_matrix - u_common @ (u_common.mT @ task_matrix)
@@ -133,8 +138,9 @@ def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -
         lefts.append(u[:, :num_per_task])
         spectra.append(s[:num_per_task])
         rights.append(vh[:num_per_task])
-    left, _ = polar_factor(torch.cat(lefts, dim=1))
-    right, _ = polar_factor(torch.cat(rights))
+    left, left_values = polar_factor(torch.cat(lefts, dim=1))
+    right, right_values = polar_factor(torch.cat(rights))
+    _note_directions(left_values, right_values, min(task_matrices.shape[1:]))
     isotropic_factor = torch.cat(spectra).sum() / min(task_matrices.shape[1:])
     return isotropic_factor * (left @ right)
 
@@ -142,8 +148,8 @@ def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -
 def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
     """By leading triplets and Gram matrices.
 
-    Task-specific left vectors are orthogonal to U_k exactly, so polar([U_k L]) = [U_k polar(L)]; on the right side
-    there is no such orthogonality.
+    Task-specific left vectors are orthogonal to U_k, so polar([U_k L]) = [U_k polar(L)]; on the right side there is
+    no such orthogonality.
 
     Raises:
         Uncertified: a part of it cannot be vouched for.
@@ -158,10 +164,21 @@ def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> 
     vh_common, vh_specific = factors.vh[:num_common], specific.vh.flatten(end_dim=1).double()
     right, right_values = joined_polar_factor(vh_common, vh_specific, tolerance)
     check_polar_error(specific.error, (left_values, len(left)), (right_values, cols))
+    # one side of the sum's triplets is orthonormal to this, and whitening would count the rest as a direction
+    defect = torch.finfo(torch.float64).eps * float(factors.s[0] / factors.s[-1]) ** 2
+    if defect > MAX_POLAR_ERROR * float(right_values.min()) ** 2:
+        raise Uncertified("the sum is ill-conditioned and directions nearly depend on each other")
+    _note_directions(left_values, right_values.sort(descending=True).values, num_specific + num_common)
     if rows <= cols:  # the left vectors are coordinates
         left = factors.u[:, num_common:] @ left
     isotropic_factor = (factors.s[:num_common].sum() + specific.s.sum()) / (num_common + num_specific)
     return isotropic_factor * (torch.cat([factors.u[:, :num_common].float(), left.float()], dim=1) @ right.float())
+
+
+def _note_directions(left: Tensor, right: Tensor, size: int) -> None:
+    """Of the stacked directions' singular values; those on the left side are of the task-specific ones alone."""
+    found = min(conditioning(left, len(left)), conditioning(right, size))
+    note_conditioning(found, "the stacked directions of the tasks")
 
 
 METHOD = Method(

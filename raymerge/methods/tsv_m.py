@@ -48,11 +48,16 @@ def tsv_task_factors(task_matrices: Float[Tensor, "tasks rows cols"], uses: Sequ
     """
     check_task_matrices(task_matrices)
     num_values = min(task_matrices.shape[1:])
-    count = num_values // min((use.num_tasks for use in uses), default=len(task_matrices))
-    if count and task_matrices.dtype != torch.float64 and num_values >= SMALL:
+    counts = {num_values // use.num_tasks for use in uses} or {num_values // len(task_matrices)}
+    count = max(counts)
+    if count == 0:  # more tasks than directions: none gets any
+        num_tasks, rows, cols = task_matrices.shape
+        u, s, vh = (task_matrices.new_empty(shape) for shape in ((rows, 0), (0,), (0, cols)))
+        return [TaskDirections(u, s, vh, s.new_zeros((), dtype=torch.float64))] * num_tasks
+    if task_matrices.dtype != torch.float64 and num_values >= SMALL:
         try:
             precision = precision_for(num_values, count / num_values)
-            found = leading_triplets(task_matrices.to(precision), count)
+            found = leading_triplets(task_matrices.to(precision), count, sorted(counts))
             return [TaskDirections(*triplets) for triplets in zip(found.u, found.s, found.vh, found.error, strict=True)]
         except Uncertified as reason:
             note_fallback(f"{count} directions of every task", reason)

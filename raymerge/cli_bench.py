@@ -146,14 +146,12 @@ def bench_memory(
         known = {name: m for name, m in declared_methods().items() if m.merge is not None and not m.moments}
         chosen = known_names(methods or list(known), known, "--method: there is none to measure called")
         (tower,) = (TOWERS[name] for name in known_names([backbone], TOWERS, "--backbone: there is no"))
-        if folder:
-            Path(folder, backbone).mkdir(parents=True, exist_ok=True)
         kept = contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="raymerge-bench-")
         with kept as where, watching(StderrConsole(), quiet=quiet) as view:
             from raymerge.bench.memory import bytes_missing, make_checkpoints, measure
 
             home = Path(where, backbone)
-            home.mkdir(exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True)
             needed, free = bytes_missing(home, tower, num_tasks), shutil.disk_usage(home).free
             if needed > free:
                 raise UsageError(

@@ -4,7 +4,6 @@ Images are stored after resize and crop and before normalisation, so the cache i
 of the same input size. Every process of a machine maps the same pages.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from raymerge.errors import DataError
+from raymerge.whole_file import whole_file
 
 ROWS_PER_BATCH = 4096
 
@@ -51,20 +51,18 @@ class ImageSplit:
 
 
 def write_images(path: Path, images: UInt8[Tensor, "images height width 3"], labels: Int64[Tensor, " images"]) -> None:
-    """Write one split to `path` under a temporary name, then rename."""
+    """Write one split to `path`, which is then absent or whole."""
     height, width = images.shape[1:3]
     if len(images) != len(labels):
         raise DataError(f"{path}: {len(images)} images but {len(labels)} labels.")
     schema = _schema(height, width)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with whole_file(path) as sink, pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(images), ROWS_PER_BATCH):
             pixels = images[start : start + ROWS_PER_BATCH].contiguous().numpy().reshape(-1)
             column = pa.FixedSizeListArray.from_arrays(pa.array(pixels), height * width * 3)
             rows = [column, pa.array(labels[start : start + ROWS_PER_BATCH].numpy())]
             writer.write_batch(pa.record_batch(rows, schema=schema))
-    temporary.replace(path)
 
 
 def _schema(height: int, width: int) -> pa.Schema:

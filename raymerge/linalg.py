@@ -233,12 +233,9 @@ def inverse_sqrt(
     Args:
         tolerance: relative error of the polar factor X G^(-1/2): float64 rounding over the ratio of eigenvalues.
     """
-    try:
-        values, vectors = eigh(matrices)
-    except Uncertified:
+    if (found := _eigh_within(matrices, tolerance)) is None:
         return None
-    if not bool((values[..., 0] > torch.finfo(torch.float64).eps / tolerance * values[..., -1]).all()):
-        return None
+    values, vectors = found
     return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT, values
 
 
@@ -249,13 +246,20 @@ def _eigen_by_gram(short: Tensor, tolerance: float) -> tuple[Tensor, Tensor] | N
     """
     if tolerance == 0 or len(short) < SMALL:
         return None
+    if (found := _eigh_within(gram(short), tolerance)) is None:
+        return None
+    values, vectors = found
+    return vectors.flip(-1), values.flip(-1).sqrt()
+
+
+def _eigh_within(grams: Tensor, tolerance: float) -> tuple[Tensor, Tensor] | None:
+    """`eigh`, or None where it fails, or where rounding over the ratio of eigenvalues exceeds the tolerance."""
     try:
-        values, vectors = eigh(gram(short))
+        values, vectors = eigh(grams)
     except Uncertified:
         return None
-    if not float(values[0]) > torch.finfo(torch.float64).eps / tolerance * float(values[-1]):
-        return None
-    return vectors.flip(-1), values.flip(-1).sqrt()
+    well_conditioned = values[..., 0] > torch.finfo(torch.float64).eps / tolerance * values[..., -1]
+    return (values, vectors) if bool(well_conditioned.all()) else None
 
 
 def eigh(

@@ -11,7 +11,7 @@ from raymerge.notes import note
 def joined_polar_factor(
     orthonormal: Float64[Tensor, "rows cols"], added: Float64[Tensor, "added cols"], tolerance: float
 ) -> tuple[Float64[Tensor, "rows+added cols"], Float64[Tensor, " rank"]]:
-    """polar([V; W]) for V V^T = I, and the singular values of [V; W], in no order.
+    """polar([V; W]) for V V^T = I, and the singular values of [V; W], descending.
 
     The Gram matrix of the rows is [[I, C^T], [C, W W^T]] with C = W V^T. Where W is the smaller part, its inverse
     square root differs from I only in the span of W and of the projections of V's rows on it: with the thin QR
@@ -30,7 +30,7 @@ def joined_polar_factor(
         found = inverse_sqrt(whole, tolerance)
         if found is None:
             return _exactly(orthonormal, added)
-        return found[0] @ torch.cat([orthonormal, added]), found[1].sqrt()
+        return found[0] @ torch.cat([orthonormal, added]), found[1].flip(-1).sqrt()
     directions, overlap = torch.linalg.qr(overlap)
     small = torch.eye(2 * num_added, dtype=added.dtype, device=added.device)
     small[:num_added, num_added:], small[num_added:, :num_added] = overlap, overlap.mT
@@ -41,7 +41,8 @@ def joined_polar_factor(
     turned = directions.mT @ orthonormal
     moved = found[0] @ torch.cat([turned, added])
     factor = torch.cat([orthonormal + directions @ (moved[:num_added] - turned), moved[num_added:]])
-    return factor, torch.cat([found[1].sqrt(), found[1].new_ones(num_rows - num_added)])
+    values = torch.cat([found[1].sqrt(), found[1].new_ones(num_rows - num_added)])
+    return factor, values.sort(descending=True).values
 
 
 def _exactly(orthonormal: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def merge_tensors(
         if not stored(task_tensors).any():  # text leftovers: the update is exactly zero, whatever the method
             continue
         try:
-            with about(name), full_precision():
+            with about(name):
                 if device is not None:
                     task_tensors = task_tensors.to(device)
                 if method.matrices == "svd" and not is_matrix(name, task_tensors.ndim - 1):
@@ -177,6 +177,18 @@ def _merge_others(method: Method, task_tensors: Float[Tensor, "tasks ..."], outp
     return [part.mean(dim=0) if method.others == "mean" else part.sum(dim=0) for part in chosen]
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever the process allows: TF32 and bfloat16 would go uncertified."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+
+
+@_full_precision()
 def merge_tensor(
     method: Method,
     task_tensors: Float[Tensor, "tasks ..."],
@@ -220,17 +232,6 @@ def merge_tensor(
             )
         values.append(method.merge(factors[output.tasks], **output.setting, **extra))
     return values
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 matrices in float32, whatever the process allows: TF32 and bfloat16 would go uncertified."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
 
 
 def use_of(output: Output, num_tasks: int) -> Use:

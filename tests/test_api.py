@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference_models
@@ -24,16 +25,21 @@ def changed(state: dict[str, Tensor], name: str, value: object) -> dict[str, Ten
     return {**state, name: value}  # type: ignore[dict-item]
 
 
+def arguments_of(method: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {} if method == "weight-averaging" else {"alpha": 0.7}
+    if method in ("scale-svd", "iso-iasad"):
+        arguments["moments"] = some_moments()
+    return {**arguments, **SETTINGS[method]}
+
+
 @pytest.mark.parametrize("method", MERGING)
 def test_every_method(method):
     zero_shot, experts = some_states()
-    extra: dict = {} if method == "weight-averaging" else {"alpha": 0.7}
-    if method in ("scale-svd", "iso-iasad"):
-        extra["moments"] = some_moments()
-    found = raymerge.merge(zero_shot, experts, method=method, **extra, **SETTINGS[method])
+    arguments = arguments_of(method)
+    found = raymerge.merge(zero_shot, experts, method=method, **arguments)
     deltas = reference_models.task_vectors(zero_shot, experts)
     update = reference_models.merged_update(method, deltas, SETTINGS[method], some_moments())
-    alpha = extra.get("alpha", 1 / 3)
+    alpha = arguments.get("alpha", 1 / 3)
     assert found.keys() == zero_shot.keys()
     for name, value in zero_shot.items():
         expected = value.double() + alpha * update[name]
@@ -179,11 +185,8 @@ def test_a_gpu_that_is_not_there():
 @pytest.mark.parametrize("method", MERGING)
 def test_on_a_gpu(method):
     zero_shot, experts = some_states()
-    extra: dict = {} if method == "weight-averaging" else {"alpha": 0.7}
-    if method in ("scale-svd", "iso-iasad"):
-        extra["moments"] = some_moments()
-    extra |= SETTINGS[method]
-    expected = raymerge.merge(zero_shot, experts, method=method, **extra)
-    for name, value in raymerge.merge(zero_shot, experts, method=method, device="cuda", **extra).items():
+    arguments = arguments_of(method)
+    expected = raymerge.merge(zero_shot, experts, method=method, **arguments)
+    for name, value in raymerge.merge(zero_shot, experts, method=method, device="cuda", **arguments).items():
         assert value.device.type == "cpu"
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

@@ -1,6 +1,5 @@
 """`raymerge merge` as a user runs it: what it writes, prints and refuses, and that a failure leaves nothing."""
 
-import contextlib
 import errno
 import json
 import os
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ import safetensors.torch
 import torch
 import typer
 from some_models import SETTINGS, assert_identical, names_in, some_states, write_states
-from tiny_suite import BACKBONE, RECIPE, tiny_moments, tiny_suite
+from tiny_suite import BACKBONE, RECIPE, stop_preparation, tiny_moments, tiny_suite
 from torch import Tensor
 from typer.testing import CliRunner
 
 import raymerge
 from raymerge import cli, model_file
 from raymerge.checkpoints import PREFIX, Checkpoint, file_sha256, save_state_dict
-from raymerge.errors import SuiteError
 from raymerge.images import open_images
 from raymerge.merge_model import MergedModel
 from raymerge.suites import Suite, moments_dir
@@ -218,19 +215,7 @@ def test_equal_commands_write_equal_bytes():
 
 
 def test_the_demo_is_prepared_first(monkeypatch):
-    events = []
-
-    @contextlib.contextmanager
-    def connected(address: str | None, *, debug: bool) -> Iterator[str]:
-        events.append((address, debug))
-        yield "slots"
-
-    def prepare(suite: Suite, slots: Any, report: Any) -> None:
-        events.append((suite.name, suite.profile, suite.seed, slots))
-        raise SuiteError("the preparation stops here.")
-
-    monkeypatch.setattr("raymerge.cluster.connected", connected)
-    monkeypatch.setattr("raymerge.preparation.prepare_suite", prepare)
+    events = stop_preparation(monkeypatch)
     args = ["--suite", "demo", "--profile", "reduced", "--suite-seed", "5", *ISO_C, *OUT]
     assert_refused(args, 4, "error: the preparation stops here.")
     assert events == [(None, False), ("demo", "reduced", 5, "slots")]

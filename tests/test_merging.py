@@ -34,6 +34,7 @@ from raymerge.errors import CheckpointError, MergeInputError
 from raymerge.merge_request import MergeRequest, Output
 from raymerge.merging import is_matrix, shards_of
 from raymerge.methods import METHODS
+from raymerge.methods._method import Method
 
 
 @pytest.fixture(scope="module")
@@ -390,13 +391,13 @@ def test_decompositions_are_shared_by_planned_sets(folder, monkeypatch):
 
 
 def test_products_are_in_full_precision(folder, monkeypatch):
-    seen, merge_tensor = [], merging.merge_tensor
+    seen, factors = [], Method.factors
 
     def watched(*args, **kwargs):
         seen.append(torch.get_float32_matmul_precision())
-        return merge_tensor(*args, **kwargs)
+        return factors(*args, **kwargs)
 
-    monkeypatch.setattr(merging, "merge_tensor", watched)
+    monkeypatch.setattr(Method, "factors", watched)
     request = request_of(folder, "iso-c")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

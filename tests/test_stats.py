@@ -1,6 +1,5 @@
 """`raymerge stats` as a user runs it: what it writes, prints, keeps and refuses. No test starts Ray."""
 
-import contextlib
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,13 @@ from typing import Any
 import pytest
 import torch
 from encoder_by_hand import moments_by_hand
-from tiny_suite import BACKBONE, MEAN, STD, tiny_suite
+from tiny_suite import BACKBONE, MEAN, STD, stop_preparation, tiny_suite
 from torch import Tensor
 from typer.testing import CliRunner
 
 import raymerge
 from raymerge import cli, input_moments, moment_collection
 from raymerge.checkpoints import Checkpoint, file_sha256, open_checkpoint, save_state_dict
-from raymerge.errors import SuiteError
 from raymerge.images import open_images, write_images
 from raymerge.moment_files import check_moments
 from raymerge.suites import Suite, moments_dir
@@ -411,20 +408,7 @@ def test_too_many_images_at_a_time(suite, monkeypatch):
 
 def test_the_demo_is_prepared_first(monkeypatch):
     """As in a sweep; the preparation itself has its own tests."""
-    events = []
-
-    @contextlib.contextmanager
-    def connected(address: str | None, *, debug: bool) -> Iterator[str]:
-        events.append((address, debug))
-        yield "slots"
-
-    def prepare(suite: Suite, slots: Any, report: Any) -> None:
-        events.append((suite.name, suite.profile, suite.seed, slots))
-        report("pre-training", 0.5)
-        raise SuiteError("the preparation stops here.")
-
-    monkeypatch.setattr("raymerge.cluster.connected", connected)
-    monkeypatch.setattr("raymerge.preparation.prepare_suite", prepare)
+    events = stop_preparation(monkeypatch)
     done = stats("--profile", "reduced", "--suite-seed", "5", suite="demo")
     assert done.exit_code == 4
     assert events == [(None, False), ("demo", "reduced", 5, "slots")]

@@ -1,13 +1,17 @@
 """A suite with the published layout, prepared in a second: tiny random networks instead of trained ones."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from raymerge.checkpoints import PREFIX, Checkpoint, file_sha256, save_head, save_state_dict
+from raymerge.errors import SuiteError
 from raymerge.images import write_images
 from raymerge.moment_files import Origin, image_matrices, write_moments
 from raymerge.suites import Suite, moments_path, suite_from_json, write_suite_json
@@ -48,6 +52,25 @@ def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 
             write_images(suite.images_path(task.name, split), pixels, labels)
     write_suite_json(root, description(num_tasks, images, seed))
     return suite
+
+
+def stop_preparation(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Let preparing a suite fail instead of starting Ray. Returns what will have been asked for."""
+    events: list[tuple[Any, ...]] = []
+
+    @contextlib.contextmanager
+    def connected(address: str | None, *, debug: bool) -> Iterator[str]:
+        events.append((address, debug))
+        yield "slots"
+
+    def prepare(suite: Suite, slots: Any, report: Any) -> None:
+        events.append((suite.name, suite.profile, suite.seed, slots))
+        report("pre-training", 0.5)
+        raise SuiteError("the preparation stops here.")
+
+    monkeypatch.setattr("raymerge.cluster.connected", connected)
+    monkeypatch.setattr("raymerge.preparation.prepare_suite", prepare)
+    return events
 
 
 def tiny_moments(suite: Suite, folder: Path) -> None:

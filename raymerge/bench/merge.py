@@ -16,7 +16,7 @@ from torch import Tensor
 from raymerge.bench.plain import PLAIN
 from raymerge.bench.shapes import SPECTRA, TOWERS, MatrixShape, matrices_of
 from raymerge.merge_request import Output
-from raymerge.merging import full_precision, merge_tensor
+from raymerge.merging import merge_tensor
 from raymerge.methods import METHODS, declared_methods
 from raymerge.notes import collected
 
@@ -118,16 +118,15 @@ def time_case(
         return [merge(of_tasks(matrices, output), of_tasks(scales, output), **output.setting) for output in outputs]
 
     def ours() -> list[Tensor]:
-        passes: list[Any] = [None] * len(outputs)
+        of_vectors: list[Any] = [None] * len(outputs)
         if method.statistic is not None:
             chosen = [of_tasks(task_matrices, output) for output in outputs]
-            passes = [
+            of_vectors = [
                 method.statistic(lambda part=part: iter([part]), **output.setting)
                 for part, output in zip(chosen, outputs, strict=True)
             ]
         given = moments if method.moments else None
-        with full_precision():
-            return merge_tensor(method, task_matrices, outputs, passes, planned=outputs, moments=given)
+        return merge_tensor(method, task_matrices, outputs, of_vectors, planned=outputs, moments=given)
 
     exact = plain(torch.float64)
     if device.type == "cuda":  # its libraries start at the first call in every precision

@@ -167,9 +167,9 @@ def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> 
     # one side of the sum's triplets is orthonormal to this, and whitening would count the rest as a direction
     common = factors.s[:num_common]
     defect = torch.finfo(torch.float64).eps * float(common[0] / common[-1]) ** 2 if num_common else 0.0
-    if defect > MAX_POLAR_ERROR * float(right_values.min()) ** 2:
+    if defect > MAX_POLAR_ERROR * float(right_values[-1]) ** 2:
         raise Uncertified("the sum is ill-conditioned and directions nearly depend on each other")
-    _note_directions(left_values, right_values.sort(descending=True).values, num_specific + num_common)
+    _note_directions(left_values, right_values, num_specific + num_common)
     if rows <= cols:  # the left vectors are coordinates
         left = factors.u[:, num_common:] @ left
     isotropic_factor = (common.sum() + specific.s.sum()) / (num_common + num_specific)

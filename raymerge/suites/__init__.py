@@ -21,6 +21,7 @@ import platformdirs
 
 from raymerge.errors import SuiteError, did_you_mean
 from raymerge.records import Split
+from raymerge.whole_file import whole_file
 
 SUITES = ("demo",)
 SUITE_FORMAT = 1
@@ -150,7 +151,5 @@ def suite_from_json(value: Mapping[str, Any], root: Path) -> Suite:
 
 def write_suite_json(root: Path, value: Mapping[str, Any]) -> None:
     """Mark the suite under `root` as complete."""
-    path = root / "suite.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    with whole_file(root / "suite.json") as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())

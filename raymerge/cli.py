@@ -216,12 +216,12 @@ def _checked(path: str, overrides: Sequence[str] | None, output: str | None) -> 
     """The sweep, its suite, its folder and whether it was begun there: whatever can be wrong before Ray is imported."""
     from raymerge.output import check_output
     from raymerge.search_space import sweep_cells
-    from raymerge.suites import find_suite
+    from raymerge.suite_file import find_suite
     from raymerge.sweep_file import load_sweep
     from raymerge.sweep_spec import spec_hash
 
     spec = load_sweep(path, overrides or ())
-    suite = find_suite(spec.suite, spec.profile, spec.suite_seed)
+    suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
     sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     folder = output or f"results/{spec.name}"
     return spec, suite, folder, check_output(folder, spec_hash=spec_hash(spec)) is not None

@@ -90,7 +90,7 @@ def merge(
         else:
             if base is not None or experts:
                 raise UsageError("--suite and --base with --expert exclude each other; leave one of them out.")
-            from raymerge.suites import find_suite
+            from raymerge.suite_file import find_suite
 
             found = find_suite(suite, profile, suite_seed or 0)
             check_variant(found, profile, suite_seed)

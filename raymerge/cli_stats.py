@@ -61,7 +61,8 @@ def stats(
 ) -> None:
     """Collect the second moments of the inputs of every expert's matrices."""
     with errors_told(debug):
-        from raymerge.suites import find_suite, moments_dir
+        from raymerge.suite_file import find_suite
+        from raymerge.suites import moments_dir
 
         if output and "://" in output:
             raise UsageError(f"--output '{output}' is not a folder of this machine; moments go to a local folder.")

@@ -137,7 +137,7 @@ def fingerprint(suite: Suite, hashes: Mapping[Path, str], moments: Path) -> str:
     def name(path: Path) -> str:
         if path.is_relative_to(moments):
             return f"moments/{path.relative_to(moments)}"
-        return str(path.relative_to(suite.root))
+        return suite.file_label(path)
 
     return content_id({name(path): digest for path, digest in hashes.items()}, length=32)
 

@@ -137,7 +137,7 @@ def collect(
         if item.why:
             if encoder is None or backbone != item.origin.backbone:
                 backbone = item.origin.backbone
-                encoder = build_image_encoder(backbone, item.expert.shapes)
+                encoder = build_image_encoder(suite.backbones[backbone], item.expert.shapes)
             with _told_of(item):
                 seen = _pass_images(suite, item, encoder, device, batch_size, partial(on_batch, item))
                 write_moments(item.path, seen.moments(), seen.kinds, item.origin)

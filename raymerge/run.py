@@ -16,7 +16,8 @@ from raymerge.records import Cell, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter, recover, write_summary
 from raymerge.search_space import sweep_cells
-from raymerge.suites import Suite, cache_dir, find_suite, moments_dir
+from raymerge.suite_file import find_suite
+from raymerge.suites import Suite, cache_dir, moments_dir
 from raymerge.summary import SummaryRow, summarise
 from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
 
@@ -66,7 +67,7 @@ def run_sweep(
         SweepFileError: the suite lacks a backbone or task that the sweep names.
         PreflightError: checkpoints, images, output folder or cluster are not fit for it.
     """
-    suite = find_suite(spec.suite, spec.profile, spec.suite_seed)
+    suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
         listener.stage("starting Ray")

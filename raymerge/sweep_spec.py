@@ -83,6 +83,9 @@ AutoOrCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeVal
 Units = Annotated[float, Field(ge=0), AfterValidator(_schedulable)]
 
 
+DEFAULT_PROFILES = {"demo": "full", "tall-masks": "paper-legacy", "fusionbench": "hub"}
+
+
 class PruneSettings(Section):
     """When a trial that cannot win is stopped before all its tasks are scored."""
 
@@ -159,9 +162,27 @@ class SweepSpec(Section):
 
     schema_version: Literal[1] = Field(default=1, description="Version of this format.")
     name: str = Field(description="Names the folder of results: letters, digits, '.', '_' and '-'.")
-    suite: str = Field(min_length=1, description="Where backbones, tasks and weights come from: demo, or a path.")
+    suite: str = Field(
+        min_length=1,
+        description="Where backbones, tasks and weights come from: demo, tall-masks, fusionbench, the path of a suite "
+        "file, or of a suite's folder.",
+    )
     profile: str | None = Field(
-        default=None, validate_default=True, description="Variant of the suite; demo: full (default) or reduced."
+        default=None,
+        validate_default=True,
+        description="Variant of the suite. demo: full (default) or reduced; tall-masks: paper-legacy (default) or "
+        "corrected.",
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of the checkpoints of tall-masks or fusionbench; null: where `raymerge suite fetch` puts "
+        "them.",
+    )
+    data: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of the raw datasets; null: where `raymerge data fetch` puts them.",
     )
     suite_seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of a suite that is generated.")
     backbones: Names | None = Field(default=None, description="Image encoders; null: all of the suite.")
@@ -201,7 +222,7 @@ class SweepSpec(Section):
     @field_validator("profile")
     @classmethod
     def _default_profile(cls, value: str | None, info: Info) -> str | None:
-        return "full" if value is None and info.data.get("suite") == "demo" else value
+        return DEFAULT_PROFILES.get(info.data.get("suite", "")) if value is None else value
 
     @field_validator("tasks")
     @classmethod
@@ -247,11 +268,12 @@ def resolve(spec: SweepSpec) -> dict[str, Any]:
 def spec_hash(spec: SweepSpec) -> str:
     """Content id of what decides the numbers.
 
-    The name, the resources, the place of input moments and how images are cut into batches are left out: a sweep may
-    be resumed with more evaluators or smaller batches. The order of backbones, sizes and methods does not matter.
+    The name, the resources, the places of weights, data and input moments, and how images are cut into batches are
+    left out: a sweep may be resumed elsewhere, with more evaluators or smaller batches. The order of backbones, sizes
+    and methods does not matter.
     """
     value = resolve(spec)
-    for key in ("schema_version", "name", "resources", "moments"):
+    for key in ("schema_version", "name", "resources", "moments", "weights", "data"):
         del value[key]
     for key in ("batch_size", "shard_images"):
         del value["evaluation"][key]

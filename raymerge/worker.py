@@ -77,7 +77,7 @@ class EvalWorker:
             suite, settings = self._setup.suite, self._setup.settings
             zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
             self._evaluators[backbone] = Evaluator(
-                build_image_encoder(backbone, zero_shot.shapes),
+                build_image_encoder(suite.backbones[backbone], zero_shot.shapes),
                 zero_shot,
                 mean=suite.backbones[backbone].mean,
                 std=suite.backbones[backbone].std,

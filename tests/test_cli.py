@@ -19,7 +19,7 @@ from raymerge.output import open_output
 from raymerge.records import Cell, Point, Split, TaskReference, TaskScore, TrialRecord
 from raymerge.results import ResultsWriter, RunContext, write_summary
 from raymerge.search_space import sweep_cells
-from raymerge.suites import find_suite
+from raymerge.suite_file import find_suite
 from raymerge.summary import summarise
 from raymerge.sweep_spec import resolve, spec_hash
 
@@ -74,7 +74,7 @@ class FakeSweep:
         print("something that a library prints")
         if self.error is not None:
             raise self.error
-        suite = find_suite(spec.suite, spec.profile, spec.suite_seed)
+        suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
         cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
         context = RunContext("tiny", spec_hash(spec), "demo", "reduced", 0, "f", "normalized_accuracy", "fp32")
         with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:

@@ -212,8 +212,11 @@ def test_checkpoints_of_other_encoders_are_refused(tmp_path):
         Evaluator(MeanColour(), zero_shot(tmp_path / "y.pt", torch.ones(3, 2)), **PLAIN)
 
 
-def test_unknown_backbones_are_refused():
+def test_unknown_models_are_refused():
     from raymerge.backbones import build_image_encoder
+    from raymerge.suites import Backbone
 
-    with pytest.raises(SuiteError, match=r"unknown backbone 'ViT-X-1'\. Known: demo-vit\."):
-        build_image_encoder("ViT-X-1", {})
+    with pytest.raises(
+        SuiteError, match=r"backbone 'mine': open_clip has no model 'ViT-B32'\. Did you mean 'ViT-B-32'"
+    ):
+        build_image_encoder(Backbone("mine", "", model="ViT-B32"), {})

@@ -112,7 +112,7 @@ class Dataset:
     templates: tuple[str, ...]
     """Prompts with one `{}` for the class."""
     num_train: int
-    """Images of the training split before validation images are taken from it."""
+    """Images of the training split before validation images are taken from it; 0: not known beforehand."""
     num_test: int
     layouts: tuple[Layout, ...]
     """In the order in which they are looked for."""

@@ -1,6 +1,7 @@
 """A suite: backbones and tasks, and where their checkpoints, heads and images are. No torch here.
 
-On disk a suite has the published layout, plus `suite.json` and the image cache:
+`Suite` is one folder that raymerge itself wrote; `published.PublishedSuite` reads what others did. A folder of ours has
+the published layout, plus `suite.json` and the image cache:
 
     <root>/suite.json                                        written last: its presence means complete
     <root>/<backbone>/<Task>Val/nonlinear_finetuned.pt
@@ -12,7 +13,7 @@ On disk a suite has the published layout, plus `suite.json` and the image cache:
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from raymerge.errors import SuiteError, did_you_mean
 from raymerge.records import Split
 from raymerge.whole_file import whole_file
 
-SUITES = ("demo",)
 SUITE_FORMAT = 1
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of images in [0, 1], per channel: what OpenAI's CLIP was trained with."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,25 @@ class Task:
     name: str
     classes: tuple[str, ...]
     images: Mapping[Split, int]
+    templates: tuple[str, ...] = ()
+    """Prompts with one `{}` for the class, of which a head can be built; empty in a suite that has its heads."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """An image encoder: where its zero-shot weights are and how its input is normalised."""
+    """An image encoder: its architecture, where its zero-shot weights are and how its input is normalised."""
 
     name: str
     zero_shot: str
     """File of the zero-shot weights, relative to the suite's root."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    model: str | Mapping[str, Any] | None = None
+    """Name of an open_clip model, or a configuration as open_clip's files have it; None: the demo's."""
+    quick_gelu: bool = True
+    """Whether its blocks have QuickGELU, as all of OpenAI's models do."""
+    pretrained: str | None = None
+    """Tag of open_clip, or path of a checkpoint, that has the text tower from which heads are built."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,19 @@ class Suite:
 
     @property
     def is_prepared(self) -> bool:
+        """Whether everything is there that raymerge makes itself."""
         return (self.root / "suite.json").is_file()
+
+    @property
+    def argument(self) -> str:
+        """What `--suite` and `suite:` call it, with further options where they are needed."""
+        if self.name == "demo" and self.root.is_relative_to(cache_dir()):
+            return f"demo --profile {self.profile} --suite-seed {self.seed}"
+        return shlex.quote(str(self.root))
+
+    def file_label(self, path: Path) -> str:
+        """A name for one of its files that is the same wherever they lie."""
+        return str(path.relative_to(self.root))
 
 
 def cache_dir() -> Path:
@@ -94,32 +117,31 @@ def moments_dir(suite: Suite) -> Path:
 
 def stats_command(suite: Suite, moments: Path) -> str:
     """The command that collects the input moments of a suite into the folder `moments`."""
-    command = f"raymerge stats --suite {shlex.quote(suite.name if suite.name in SUITES else str(suite.root))}"
-    if suite.name in SUITES:
-        command += f" --profile {suite.profile} --suite-seed {suite.seed}"
+    command = f"raymerge stats --suite {suite.argument}"
     if moments != moments_dir(suite):
         command += f" --output {shlex.quote(str(moments))}"
     return command
 
 
-def find_suite(name: str, profile: str | None = None, seed: int = 0) -> Suite:
-    """The suite called `name`, which need not be prepared yet, or the prepared one in the folder `name`.
+def demo_suite(profile: str | None = None, seed: int = 0) -> Suite:
+    """The embedded suite, which need not be prepared yet.
 
     Raises:
-        SuiteError: unknown suite or profile, or the folder holds no suite.
+        SuiteError: unknown profile.
     """
-    if name != "demo":
-        if os.sep in name or Path(name).is_dir():
-            return open_suite(Path(name))
-        raise SuiteError(f"unknown suite '{name}'. {did_you_mean(name, SUITES)} Or give the path of a suite's folder.")
     from raymerge.suites.demo import recipe as demo
 
-    profile = profile or "full"
-    if profile not in demo.VARIANTS:
-        raise SuiteError(f"suite 'demo' has no profile '{profile}'. {did_you_mean(profile, demo.VARIANTS)}")
-    recipe = demo.make_recipe(profile, seed)
+    profile = check_profile("demo", profile or "full", demo.VARIANTS)
+    recipe = demo.make_recipe(profile, seed)  # type: ignore[arg-type]
     root = cache_dir() / "suites" / f"demo-{profile}-seed{seed}-{demo.content_address(recipe)}"
     return suite_from_json(demo.describe(recipe), root)
+
+
+def check_profile(suite: str, profile: str, known: Iterable[str]) -> str:
+    """`profile`, or SuiteError if the suite has no such one."""
+    if profile not in known:
+        raise SuiteError(f"suite '{suite}' has no profile '{profile}'. {did_you_mean(profile, known)}")
+    return profile
 
 
 def open_suite(root: Path) -> Suite:

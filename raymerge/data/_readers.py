@@ -65,6 +65,24 @@ def image_files(paths: Sequence[Path], labels: Sequence[int], mode: str = "RGB")
     return Samples(labels, _File(paths, mode), _Path(paths))
 
 
+def listed_files(paths: Sequence[Path], labels: Sequence[int], listed_in: Path) -> Samples:
+    """Samples that are the files an annotation or list names, in its order.
+
+    Raises:
+        DataError: the list is empty, or one of its files is not there.
+    """
+    if not paths:
+        raise DataError(f"{listed_in}: names no image; get the dataset again.")
+    there = {entry for folder in {path.parent for path in paths} if folder.is_dir() for entry in folder.iterdir()}
+    missing = [path for path in paths if path not in there]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: no such image file, though {listed_in} names it; "
+            f"{len(missing)} of {len(paths)} are missing. Unpack the images there."
+        )
+    return image_files(paths, labels)
+
+
 def image_folder(folder: Path, classes: Sequence[str] | None = None) -> Samples:
     """A folder per class, in torchvision's order: classes by name, then files by folder and name, nested ones too.
 
@@ -218,6 +236,7 @@ def parquet_split(
     label: str = "label",
     mode: str = "RGB",
     config: str = "",
+    spellings: Mapping[str, str] | None = None,
 ) -> Samples:
     """A split of a Hugging Face dataset: Parquet files with encoded images and labels.
 
@@ -227,6 +246,7 @@ def parquet_split(
     Args:
         split: the repository's name of the split, such as "train".
         config: a folder of the repository, where it has several configurations.
+        spellings: names that the repository may give to classes, each with the one in `class_names` that it means.
     Raises:
         DataError: files are missing or damaged, or classes have other names.
     """
@@ -241,7 +261,7 @@ def parquet_split(
         labels = np.concatenate([file.read(columns=[label]).column(label).to_numpy() for file in files])
     except Exception as error:
         raise DataError(f"{paths[0]}: not a readable Parquet dataset ({error}); get it again.") from None
-    order = _label_order(files[0].schema_arrow.metadata or {}, label, class_names, paths[0])
+    order = _label_order(files[0].schema_arrow.metadata or {}, label, class_names, spellings or {}, paths[0])
     numbers = [int(value) if order is None else order[int(value)] for value in labels]
     images = _ParquetImages(tuple(paths), image, mode)
     return Samples(numbers, images, images.name)
@@ -252,7 +272,7 @@ def _is_of_split(path: Path, split: str) -> bool:
 
 
 def _label_order(
-    metadata: Mapping[bytes, bytes], label: str, class_names: Sequence[str], path: Path
+    metadata: Mapping[bytes, bytes], label: str, class_names: Sequence[str], spellings: Mapping[str, str], path: Path
 ) -> list[int] | None:
     """For every label of the file, its number in `class_names`; None where the file does not name its classes."""
     try:
@@ -260,7 +280,8 @@ def _label_order(
         names = [str(name) for name in features[label]["names"]]
     except (KeyError, ValueError, TypeError):
         return None
-    wanted, found = ([_plain(name) for name in names_] for names_ in (class_names, names))
+    meant = {_plain(name): _plain(spelled) for name, spelled in spellings.items()}
+    wanted, found = ([meant.get(_plain(name), _plain(name)) for name in names_] for names_ in (class_names, names))
     if not set(found) & set(wanted) or found == wanted:
         return None
     if sorted(found) != sorted(wanted):

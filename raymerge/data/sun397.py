@@ -106,7 +106,7 @@ DATASET = Dataset(
     sources=(
         HuggingFace(REPO),
         ByHand(
-            "The official address is dead. Unpack a copy of SUN397.tar.gz, 37 GB, MD5 8ca2778205c41d23104230ba66911c7a, "
+            "Its address is dead. Unpack a copy of SUN397.tar.gz (37 GB, MD5 8ca2778205c41d23104230ba66911c7a) "
             "so that SUN397/a/abbey/ lies under the data root, and put Training_01.txt and Testing_01.txt of the "
             "official Partitions.zip into SUN397/. Or make folders sun397/train/<letter>_<class>/ from the first list "
             "and sun397/val/<letter>_<class>/ from the second, such as sun397/train/a_apartment_building_outdoor/."

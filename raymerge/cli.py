@@ -16,6 +16,7 @@ import typer
 
 import raymerge
 from raymerge.cli_bench import bench
+from raymerge.cli_evaluate import evaluate
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_stats import stats
@@ -146,6 +147,7 @@ def schema(debug: Debug = False) -> None:
 
 app.command()(merge)
 app.command()(stats)
+app.command()(evaluate)
 app.add_typer(bench, name="bench")
 
 

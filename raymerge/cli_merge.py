@@ -11,10 +11,12 @@ import typer
 
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.cli_suite import (
+    Data,
     NumTasks,
     Profile,
     SuiteSeed,
     Tasks,
+    Weights,
     check_variant,
     chosen_backbones,
     chosen_tasks,
@@ -40,10 +42,13 @@ def merge(
         str, typer.Option("--output", metavar="FILE", help="The .safetensors file to write.", show_default=False)
     ],
     suite: Annotated[
-        str | None, typer.Option("--suite", metavar="NAME|DIR", help="Merge experts of demo, or of a suite's folder.")
+        str | None,
+        typer.Option("--suite", metavar="SUITE", help="Merge experts of demo, tall-masks, a suite file or folder."),
     ] = None,
     profile: Profile = None,
     suite_seed: SuiteSeed = None,
+    weights: Weights = None,
+    data: Data = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", metavar="NAME", help="Of the suite.  [default: its only one]")
     ] = None,
@@ -84,6 +89,7 @@ def merge(
         path = _output_path(output)
         if suite is None:
             suite_options = {"--profile": profile, "--suite-seed": suite_seed, "--backbone": backbone}
+            suite_options |= {"--weights": weights, "--data": data}
             _check_plain({**suite_options, "--num-tasks": num_tasks, "--tasks": tasks}, base, experts or ())
             found, origin = None, {}
             files = _plain_files(Path(base or ""), experts or (), moments if declared.moments else None)
@@ -92,7 +98,7 @@ def merge(
                 raise UsageError("--suite and --base with --expert exclude each other; leave one of them out.")
             from raymerge.suite_file import find_suite
 
-            found = find_suite(suite, profile, suite_seed or 0)
+            found = find_suite(suite, profile, suite_seed or 0, weights=weights, data=data)
             check_variant(found, profile, suite_seed)
             chosen = _chosen_backbone(found, backbone)
             files = _suite_files(found, chosen, chosen_tasks(found, num_tasks, tasks), moments, declared.moments)

@@ -11,10 +11,13 @@ import typer
 
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.cli_suite import (
+    Backbones,
+    Data,
     NumTasks,
     Profile,
     SuiteSeed,
     Tasks,
+    Weights,
     check_variant,
     chosen_backbones,
     chosen_tasks,
@@ -35,13 +38,19 @@ SHOWN_KINDS = ("resid", "attention", "mlp")
 
 def stats(
     suite: Annotated[
-        str, typer.Option("--suite", metavar="NAME|DIR", help="demo, or the folder of a suite.", show_default=False)
+        str,
+        typer.Option(
+            "--suite",
+            metavar="SUITE",
+            help="demo, tall-masks, fusionbench, a suite file or folder.",
+            show_default=False,
+        ),
     ],
     profile: Profile = None,
     suite_seed: SuiteSeed = None,
-    backbones: Annotated[
-        list[str] | None, typer.Option("--backbone", metavar="NAME", help="Repeatable.  [default: all of the suite]")
-    ] = None,
+    weights: Weights = None,
+    data: Data = None,
+    backbones: Backbones = None,
     num_tasks: NumTasks = None,
     tasks: Tasks = None,
     max_images: Annotated[
@@ -66,7 +75,7 @@ def stats(
 
         if output and "://" in output:
             raise UsageError(f"--output '{output}' is not a folder of this machine; moments go to a local folder.")
-        found = find_suite(suite, profile, suite_seed or 0)
+        found = find_suite(suite, profile, suite_seed or 0, weights=weights, data=data)
         check_variant(found, profile, suite_seed)
         chosen = dict.fromkeys(chosen_backbones(found, backbones or ()), chosen_tasks(found, num_tasks, tasks))
         folder = Path(output).expanduser() if output else moments_dir(found)

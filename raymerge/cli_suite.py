@@ -12,10 +12,22 @@ if TYPE_CHECKING:
     from raymerge.suites import Suite
 
 Profile = Annotated[
-    str | None, typer.Option("--profile", metavar="NAME", help="Variant of the suite; demo: full or reduced.")
+    str | None, typer.Option("--profile", metavar="NAME", help="Variant of the suite, such as reduced of demo.")
 ]
 SuiteSeed = Annotated[
     int | None, typer.Option("--suite-seed", min=0, max=2**32 - 1, help="Seed of a suite that is generated.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", metavar="DIR", help="Folder of the checkpoints of a published suite.  [default: in the cache]"
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Folder of the raw datasets.  [default: in the cache]")
+]
+Backbones = Annotated[
+    list[str] | None, typer.Option("--backbone", metavar="NAME", help="Repeatable.  [default: all of the suite]")
 ]
 NumTasks = Annotated[int | None, typer.Option("--num-tasks", min=1, help="Only the first so many tasks of the suite.")]
 Tasks = Annotated[str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks.")]

@@ -97,17 +97,20 @@ class Sweep:
         finished: Mapping[str, TrialRecord],
         on_record: Callable[[TrialRecord], None],
         device: str = "",
+        published: Mapping[tuple[str, str, Split], float] | None = None,
     ):
         """
         Args:
             finished: records of an earlier run by trial id; failed ones are tried again.
             on_record: makes a new record durable before it returns.
             device: what evaluates, for the records.
+            published: accuracies of the experts to divide by, by backbone, task and split; None: the measured ones.
         """
         self.spec = spec
         self.suite = suite
         self.device = device
         self._on_record = on_record
+        self._published = published
         self._records = {trial_id: r for trial_id, r in finished.items() if r.status != "failed"}
         self._running: dict[str, _Running] = {}
         self._scores: dict[tuple[str, str, Split], TaskScore] = {}
@@ -384,7 +387,10 @@ class Sweep:
                 zero_shot = self._scores.get((Weights(cell.backbone).weights_id, task, trial.split))
                 if expert is None or zero_shot is None:
                     return None
-                self._known_references[key] = TaskReference(expert.accuracy, zero_shot.accuracy)
+                if self._published is None:
+                    self._known_references[key] = TaskReference(expert.accuracy, zero_shot.accuracy)
+                else:
+                    self._known_references[key] = TaskReference(self._published[key], zero_shot.accuracy, "published")
             references[task] = self._known_references[key]
         return references
 

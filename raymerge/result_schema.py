@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -53,6 +53,8 @@ class RunContext:
     suite_fingerprint: str
     objective: Objective
     precision: str
+    denominators: Literal["measured", "published"] = "measured"
+    """Whose accuracies of the experts normalized accuracies divide by."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Schemas:
                 ("objective_value", pa.float64()),
                 ("average_accuracy", pa.float64()),
                 ("average_normalized_accuracy", pa.float64()),
+                ("denominators", pa.string()),
                 ("num_scored", pa.int64()),
                 ("trial_s", pa.float64()),
                 ("images", pa.int64()),
@@ -145,6 +148,7 @@ class Schemas:
                 ("val_normalized_accuracy", pa.float64()),
                 ("test_accuracy", pa.float64()),
                 ("test_normalized_accuracy", pa.float64()),
+                ("denominators", pa.string()),
                 ("num_finished", pa.int64()),
                 ("num_pruned", pa.int64()),
                 ("num_failed", pa.int64()),
@@ -202,6 +206,7 @@ class Schemas:
             "objective_value": _or_null(objective_value(record, context.objective)),
             "average_accuracy": _or_null(objective_value(record, "accuracy")),
             "average_normalized_accuracy": _or_null(objective_value(record, "normalized_accuracy")),
+            "denominators": context.denominators,
             "num_scored": len(record.scores),
             "trial_s": record.seconds,
             "images": record.images,

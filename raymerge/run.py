@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raymerge.driver import Sweep, reference_cells
+from raymerge.errors import SweepFileError
 from raymerge.methods import METHODS
 from raymerge.output import open_output
-from raymerge.records import Cell, TrialRecord
+from raymerge.published import Accuracies, expert_accuracies
+from raymerge.records import SPLITS, Cell, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter, recover, write_summary
 from raymerge.search_space import sweep_cells
@@ -69,6 +71,8 @@ def run_sweep(
     """
     suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
+    if spec.evaluation.denominators == "published":
+        published_denominators(suite, cells)
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
         listener.stage("starting Ray")
         from raymerge import cluster, preparation  # ray takes seconds to import
@@ -93,8 +97,27 @@ def run_sweep(
                 suite_fingerprint=fingerprint,
                 objective=spec.search.objective,
                 precision=spec.evaluation.precision,
+                denominators=spec.evaluation.denominators,
             )
             return _run(spec, suite, cells, output_dir, context, hashes, moments, slots, listener)
+
+
+def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
+    """The published accuracies of the experts of every task that the cells use.
+
+    Raises:
+        SweepFileError: one was not published.
+    """
+    known = expert_accuracies(suite.name, suite.profile)
+    for cell in cells:
+        for task in cell.tasks:
+            for split in SPLITS:
+                if (cell.backbone, task, split) not in known:
+                    raise SweepFileError(
+                        f"'evaluation.denominators' is published, but suite '{suite.name}' ({suite.profile}) has no "
+                        f"published {split} accuracy of {cell.backbone}/{task}; use measured."
+                    )
+    return known
 
 
 def _run(
@@ -122,7 +145,8 @@ def _run(
         write_summary(output_dir, rows, context)
         return rows
 
-    sweep = Sweep(spec, suite, cells, finished=recover(output_dir), on_record=on_record)
+    published = published_denominators(suite, cells) if spec.evaluation.denominators == "published" else None
+    sweep = Sweep(spec, suite, cells, finished=recover(output_dir), on_record=on_record, published=published)
     if sweep.done:
         return Outcome(summary(), interrupted=False)
     listener.stage("starting evaluators")

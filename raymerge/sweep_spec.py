@@ -141,6 +141,11 @@ class EvaluationSettings(Section):
         default="fp32", description="Arithmetic of the encoder; fp32 is the reference."
     )
     batch_size: AutoOrCount = Field(default="auto", description="Images per forward pass; auto: by device.")
+    denominators: Literal["measured", "published"] = Field(
+        default="measured",
+        description="Accuracies of the experts that normalized accuracies divide by: as this sweep measures them, or as "
+        "they were published for the suite.",
+    )
     shard_images: int = Field(default=1024, ge=1, description="Most images that one evaluator gets at a time.")
     max_images: int | None = Field(
         default=None, ge=1, description="Score only the first so many images of every split; null: all of them."

@@ -643,12 +643,12 @@ def test_columns_of_version_1(monkeypatch):
     )
     assert " ".join(schemas.trials.names) == shared + (
         "stage split status error generation index alpha point objective objective_value average_accuracy "
-        "average_normalized_accuracy num_scored trial_s images device precision finished_at"
+        "average_normalized_accuracy denominators num_scored trial_s images device precision finished_at"
     )
     assert " ".join(schemas.summary.names) == (
         "sweep spec_hash suite profile suite_seed tasks backbone num_tasks method status error alpha val_accuracy "
-        "val_normalized_accuracy test_accuracy test_normalized_accuracy num_finished num_pruned num_failed "
-        "published_accuracy published_normalized_accuracy val_trial_id test_trial_id"
+        "val_normalized_accuracy test_accuracy test_normalized_accuracy denominators num_finished num_pruned "
+        "num_failed published_accuracy published_normalized_accuracy val_trial_id test_trial_id"
     )
 
 

@@ -1,11 +1,12 @@
-"""Figures of Table 1 as published, to print beside our own."""
+"""Published figures, to print beside our own or to divide by: Table 1, and the accuracies of single models."""
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from raymerge.records import Cell
+from raymerge.records import Cell, Split
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,38 @@ def published_average(cell: Cell) -> PublishedAverage | None:
                 normalized_accuracy=None if normalized is None else round(normalized / 100, 4),
             )
     return None
+
+
+Accuracies = Mapping[tuple[str, str, Split], float]
+"""Fractions 0..1 by backbone, task and split."""
+
+
+def expert_accuracies(suite: str, profile: str) -> Accuracies:
+    """What was published of the experts of a collection, each on its own task; empty for any other suite.
+
+    `sources` of single_task.json says where each comes from. These are the denominators of the published normalized
+    accuracies.
+    """
+    return _flat(_single_task()["fine-tuned"].get(f"{suite}/{profile}", {}))
+
+
+def zero_shot_accuracies(suite: str) -> Accuracies:
+    """What was published of OpenAI's zero-shot models, on the tasks of a collection; empty for any other suite."""
+    return _flat(_single_task()["zero-shot"]) if suite == "tall-masks" else {}
+
+
+def _flat(nested: Mapping[str, Mapping[Split, Mapping[str, float]]]) -> Accuracies:
+    return {
+        (backbone, task, split): value
+        for backbone, splits in nested.items()
+        for split, values in splits.items()
+        for task, value in values.items()
+    }
+
+
+@functools.cache
+def _single_task() -> dict:
+    return json.loads(resources.files(__name__).joinpath("single_task.json").read_text(encoding="utf-8"))
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 import bisect
 import io
 import json
+import math
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +34,17 @@ def decode(source: "Path | io.BytesIO", name: str, mode: str = "RGB") -> "Image"
     Raises:
         DataError: it cannot be decoded; names it.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(source) as image:
+            image.load()
+            image.info.pop("transparency", None)  # changes no colour, but warns where it is one per palette entry
             return image.convert(mode)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image file; get the dataset again.") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: cannot be decoded (no known image format); get this image again.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot be decoded ({error}); get this image again.") from None
 
@@ -115,7 +121,8 @@ def class_folders(folder: Path) -> list[str]:
         DataError: there are none.
     """
     try:
-        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        with os.scandir(folder) as entries:
+            found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); get the dataset again.") from None
     if not found:
@@ -126,9 +133,9 @@ def class_folders(folder: Path) -> list[str]:
 def sorted_files(folder: Path) -> list[Path]:
     """Every image below a folder, in the order of torchvision's ImageFolder: folder by folder, then by name."""
     files: list[Path] = []
-    for current in sorted([folder, *(path for path in folder.rglob("*") if path.is_dir())], key=str):
-        names = sorted(entry.name for entry in current.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-        files += [current / name for name in names if not name.startswith("._")]  # of macOS archives
+    for current, _, names in sorted(os.walk(folder, followlinks=True)):
+        images = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        files += [Path(current, name) for name in images if not name.startswith("._")]  # of macOS archives
     return files
 
 
@@ -144,6 +151,20 @@ class _Row:
         from PIL import Image
 
         return Image.fromarray(np.ascontiguousarray(self.rows[number]))
+
+    def __reduce__(self) -> Any:
+        rows = whole = self.rows
+        if not isinstance(rows, np.memmap) or not rows.filename:
+            return _Row, (rows,)
+        while isinstance(whole.base, np.memmap):
+            whole = whole.base
+        offset = whole.offset + rows.ctypes.data - whole.ctypes.data
+        return _mapped, (str(rows.filename), offset, rows.shape, rows.strides, rows.dtype.str)
+
+
+def _mapped(file: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> _Row:
+    """A view of a mapped file, which another process maps instead of receiving a copy of its content."""
+    return _Row(np.ndarray(shape, dtype, np.memmap(file, dtype=np.uint8, mode="r"), offset, strides))
 
 
 @dataclass(frozen=True)
@@ -161,11 +182,37 @@ def array_images(rows: Any, labels: Sequence[int], file: Path) -> Samples:
     return Samples([int(label) for label in labels], _Row(rows), _Index(str(file)))
 
 
-def read_idx(path: Path) -> np.ndarray:
+def idx_images(folder: Path, prefix: str, num_classes: int, *, first_label: int = 0) -> Samples:
+    """Grey images and labels of two IDX files, named as MNIST's.
+
+    Args:
+        prefix: what their names begin with, such as "t10k".
+        first_label: of the file, which becomes 0.
+    Raises:
+        DataError: missing, damaged, or with labels of other classes.
+    """
+    images, digits = (folder / f"{prefix}-{part}-ubyte" for part in IDX_PARTS)
+    labels = read_idx(digits, num_dims=1).astype(int)
+    last_label = first_label + num_classes - 1
+    outside = labels[(labels < first_label) | (labels > last_label)]
+    if outside.size:
+        raise DataError(f"{digits}: has a label {outside[0]}, expected {first_label} to {last_label}; get it again.")
+    return array_images(read_idx(images, num_dims=3), (labels - first_label).tolist(), images)
+
+
+IDX_PARTS = ("images-idx3", "labels-idx1")
+
+
+def idx_files(folder: str, *prefixes: str) -> tuple[str, ...]:
+    """What `idx_images` needs, as a layout lists it."""
+    return tuple(f"{folder}/{prefix}-{part}-ubyte" for prefix in prefixes for part in IDX_PARTS)
+
+
+def read_idx(path: Path, num_dims: int) -> np.ndarray:
     """An array of bytes in the IDX format of MNIST, mapped.
 
     Raises:
-        DataError: missing, truncated or of another type.
+        DataError: missing, truncated, or of another type or number of dimensions.
     """
     try:
         size = path.stat().st_size
@@ -173,12 +220,16 @@ def read_idx(path: Path) -> np.ndarray:
             head = file.read(4)
             if len(head) < 4 or head[:3] != b"\0\0\x08":
                 raise DataError(f"{path}: is no IDX file of bytes; unpack it if it is compressed, or get it again.")
-            shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(head[3]))
+            if head[3] != num_dims:
+                raise DataError(f"{path}: has {head[3]} dimensions, expected {num_dims}; is it another of the files?")
+            shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(num_dims))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); get the dataset again.") from None
-    offset, expected = 4 + 4 * len(shape), int(np.prod(shape))
+    offset, expected = 4 + 4 * len(shape), math.prod(shape)
     if size != offset + expected:
         raise DataError(f"{path}: has {size} bytes, its header says {offset + expected}; get it again.")
+    if not expected:
+        raise DataError(f"{path}: holds nothing; get it again.")
     return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
 
 
@@ -256,19 +307,30 @@ def parquet_split(
     paths = sorted(path for path in folder.rglob("*.parquet") if _is_of_split(path.relative_to(folder), split))
     if not paths:
         raise DataError(f"{folder}: no Parquet file of split '{split}'; get the dataset again.")
-    try:
-        files = [pq.ParquetFile(path) for path in paths]
-        labels = np.concatenate([file.read(columns=[label]).column(label).to_numpy() for file in files])
-    except Exception as error:
-        raise DataError(f"{paths[0]}: not a readable Parquet dataset ({error}); get it again.") from None
-    order = _label_order(files[0].schema_arrow.metadata or {}, label, class_names, spellings or {}, paths[0])
-    numbers = [int(value) if order is None else order[int(value)] for value in labels]
+    labels: list[int] = []
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+            found = file.read(columns=[label]).column(label).to_pylist()
+            columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
+        except Exception as error:  # of several packages, and not all of Arrow's
+            raise DataError(
+                f"{path}: cannot be read as Parquet with a column '{label}' ({type(error).__name__}: {error}); "
+                "get it again."
+            ) from None
+        if image not in columns:
+            raise DataError(f"{path}: has no column '{image}', only {', '.join(columns)}; is it another dataset?")
+        order = _label_order(metadata, label, class_names, spellings or {}, path) or range(len(class_names))
+        wrong = next((value for value in found if not (isinstance(value, int) and 0 <= value < len(order))), 0)
+        if wrong != 0:
+            raise DataError(f"{path}: has a label {wrong!r}, expected 0 to {len(order) - 1}; is it another dataset?")
+        labels += [order[value] for value in found]
     images = _ParquetImages(tuple(paths), image, mode)
-    return Samples(numbers, images, images.name)
+    return Samples(labels, images, images.name)
 
 
 def _is_of_split(path: Path, split: str) -> bool:
-    return any(re.match(rf"{re.escape(split)}($|[-.])", part) for part in path.parts)
+    return any(re.match(rf"{re.escape(split)}($|[-.])", part) for part in path.parts) and path.name[0] != "."
 
 
 def _label_order(
@@ -282,16 +344,20 @@ def _label_order(
         return None
     meant = {_plain(name): _plain(spelled) for name, spelled in spellings.items()}
     wanted, found = ([meant.get(_plain(name), _plain(name)) for name in names_] for names_ in (class_names, names))
-    if not set(found) & set(wanted) or found == wanted:
+    if found == wanted or (len(found) == len(wanted) and not set(found) & set(wanted)):
         return None
     if sorted(found) != sorted(wanted):
-        unknown = next(name for name, plain in zip(names, found, strict=True) if plain not in wanted)
-        raise DataError(f"{path}: class '{unknown}' is none of the {len(wanted)} expected ones; is it another dataset?")
+        unknown = next((name for name, plain in zip(names, found, strict=True) if plain not in wanted), None)
+        what = f"names {len(names)} classes" if unknown is None else f"has a class '{unknown}'"
+        raise DataError(
+            f"{path}: {what}, expected {len(wanted)} from '{class_names[0]}' to '{class_names[-1]}'; "
+            "is it another dataset?"
+        )
     return [wanted.index(name) for name in found]
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 @dataclass(frozen=True)
@@ -334,7 +400,10 @@ class _ParquetImages:
 def _row_group(path: Path, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+    try:
+        return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); get it again.") from None
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

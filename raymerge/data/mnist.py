@@ -3,16 +3,14 @@
 from pathlib import Path
 
 from raymerge.data._dataset import Dataset, HuggingFace, Layout, RawSplit, Samples, Torchvision
-from raymerge.data._readers import array_images, parquet_split, read_idx
+from raymerge.data._readers import idx_files, idx_images, parquet_split
 
 CLASSES = tuple(str(digit) for digit in range(10))
 REPO = "ylecun/mnist"
 
 
 def read_files(root: Path, split: RawSplit) -> Samples:
-    stem = root / "MNIST" / "raw" / {"train": "train", "test": "t10k"}[split]
-    images = Path(f"{stem}-images-idx3-ubyte")
-    return array_images(read_idx(images), read_idx(Path(f"{stem}-labels-idx1-ubyte")).tolist(), images)
+    return idx_images(root / "MNIST" / "raw", {"train": "train", "test": "t10k"}[split], len(CLASSES))
 
 
 def read_parquet(root: Path, split: RawSplit) -> Samples:
@@ -27,14 +25,7 @@ DATASET = Dataset(
     num_test=10_000,
     val_sha256="a80ccd6c95a3aa08",
     layouts=(
-        Layout(
-            "reference",
-            needs=tuple(
-                f"MNIST/raw/{part}-ubyte"
-                for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-            ),
-            read=read_files,
-        ),
+        Layout("reference", needs=idx_files("MNIST/raw", "train", "t10k"), read=read_files),
         Layout("huggingface", needs=(f"huggingface/{REPO}",), read=read_parquet),
     ),
     sources=(

@@ -16,6 +16,7 @@ from raymerge.cli_suite import (
     Data,
     NumTasks,
     Profile,
+    SuiteName,
     SuiteSeed,
     Tasks,
     Weights,
@@ -46,15 +47,7 @@ class SplitName(enum.StrEnum):
 
 
 def evaluate(
-    suite: Annotated[
-        str,
-        typer.Option(
-            "--suite",
-            metavar="SUITE",
-            help="demo, tall-masks, fusionbench, a suite file or folder.",
-            show_default=False,
-        ),
-    ],
+    suite: SuiteName,
     experts: Annotated[
         bool, typer.Option("--experts", help="Every expert on its own task, and the zero-shot model on all.")
     ] = False,

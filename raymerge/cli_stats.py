@@ -15,6 +15,7 @@ from raymerge.cli_suite import (
     Data,
     NumTasks,
     Profile,
+    SuiteName,
     SuiteSeed,
     Tasks,
     Weights,
@@ -37,15 +38,7 @@ SHOWN_KINDS = ("resid", "attention", "mlp")
 
 
 def stats(
-    suite: Annotated[
-        str,
-        typer.Option(
-            "--suite",
-            metavar="SUITE",
-            help="demo, tall-masks, fusionbench, a suite file or folder.",
-            show_default=False,
-        ),
-    ],
+    suite: SuiteName,
     profile: Profile = None,
     suite_seed: SuiteSeed = None,
     weights: Weights = None,

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from raymerge.progress import Lines, LiveView, Silent
     from raymerge.suites import Suite
 
+SUITE_HELP = "demo, tall-masks, fusionbench, a suite file, or a folder."
+SuiteName = Annotated[str, typer.Option("--suite", metavar="SUITE", help=SUITE_HELP, show_default=False)]
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="Variant of the suite, such as reduced of demo.")
 ]
@@ -19,9 +21,7 @@ SuiteSeed = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(
-        "--weights", metavar="DIR", help="Folder of the checkpoints of a published suite.  [default: in the cache]"
-    ),
+    typer.Option("--weights", metavar="DIR", help="Folder of a collection's checkpoints.  [default: in the cache]"),
 ]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Folder of the raw datasets.  [default: in the cache]")

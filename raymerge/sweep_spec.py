@@ -143,8 +143,8 @@ class EvaluationSettings(Section):
     batch_size: AutoOrCount = Field(default="auto", description="Images per forward pass; auto: by device.")
     denominators: Literal["measured", "published"] = Field(
         default="measured",
-        description="Accuracies of the experts that normalized accuracies divide by: as this sweep measures them, or as "
-        "they were published for the suite.",
+        description="Accuracies of the experts that normalized accuracies divide by: as this sweep measures them, or "
+        "as they were published for the suite.",
     )
     shard_images: int = Field(default=1024, ge=1, description="Most images that one evaluator gets at a time.")
     max_images: int | None = Field(

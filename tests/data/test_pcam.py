@@ -72,6 +72,16 @@ def test_every_process_opens_the_file_for_itself(root: Path) -> None:
     assert [np.asarray(image).tobytes() for image in images] == here
 
 
+def test_a_file_is_opened_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    really_open = h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *args, **options: opened.append(args[0]) or really_open(*args, **options))
+    samples = read_split(PCAM, root, "test")
+    for i in range(20):
+        samples.image(i)
+    assert [path.name[-4:] for path in opened] == ["x.h5", "y.h5"]
+
+
 def test_labels_are_taken_from_the_four_dimensional_array(root: Path) -> None:
     with h5py.File(root / f"{STEM}test_y.h5") as file:
         assert file["y"].shape == (20, 1, 1, 1)

@@ -12,7 +12,18 @@ from pathlib import Path
 from raymerge.data._dataset import ByHand, Dataset, HuggingFace, Layout, Samples, Source, Torchvision
 from raymerge.errors import DataError, did_you_mean
 
-__all__ = ["ByHand", "Dataset", "HuggingFace", "Layout", "Samples", "Source", "Torchvision", "dataset", "datasets"]
+__all__ = [
+    "ByHand",
+    "Dataset",
+    "HuggingFace",
+    "Layout",
+    "Samples",
+    "Source",
+    "Torchvision",
+    "dataset",
+    "datasets",
+    "module_of",
+]
 
 
 @cache
@@ -37,3 +48,12 @@ def dataset(name: str) -> Dataset:
     if name not in known:
         raise DataError(f"unknown dataset '{name}'. {did_you_mean(name, known)}")
     return known[name]
+
+
+def module_of(name: str) -> str | None:
+    """The file, less suffix, that declares the dataset called `name`; None if none does."""
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        module = importlib.import_module(f"{__name__}.{path.stem}")
+        if any(isinstance(value, Dataset) and value.name == name for value in vars(module).values()):
+            return path.stem
+    return None

@@ -10,7 +10,8 @@
     │   ├── OutputError           exit 4   the output directory is locked, foreign or not writable
     │   └── ClusterError          exit 4   no cluster, or one without the resources asked for
     ├── MergeInputError           exit 1   task matrices no method can merge
-    └── EvaluationError           exit 1   an evaluator died or could not score its images
+    ├── EvaluationError           exit 1   an evaluator died or could not score its images
+    └── TrainingError             exit 1   a fine-tuning diverged, or does not fit its device
 
 A message is one sentence: the object, what was found, what was expected, what to do next.
 """
@@ -62,6 +63,10 @@ class MergeInputError(RaymergeError):
 
 
 class EvaluationError(RaymergeError):
+    pass
+
+
+class TrainingError(RaymergeError):
     pass
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import raymerge
 from raymerge.errors import SuiteError
 from raymerge.suites.demo import recipe as recipe_module
 from raymerge.suites.demo.concepts import COLOURS, CONCEPTS, FAMILIES, FLAGS, caption
@@ -53,6 +54,17 @@ def test_the_address_depends_on_the_source_and_on_nothing_else_in_the_folder(tmp
     glyphs = folder / "glyphs.py"
     glyphs.write_text(glyphs.read_text().replace("01 10 30 41 42 06 46", "01 10 30 41 43 06 46"))
     assert content_address(make_recipe()) != copied
+
+
+def test_the_address_depends_on_the_training_loop(tmp_path, monkeypatch):
+    source = Path(raymerge.__file__).parent / "training.py"
+    monkeypatch.setattr(raymerge, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "training.py").write_bytes(source.read_bytes())
+    copied = content_address(make_recipe())
+    (tmp_path / "training.py").write_text(source.read_text().replace("math.pi", "math.tau"))
+    changed = content_address(make_recipe())
+    monkeypatch.undo()
+    assert copied == content_address(make_recipe()) != changed
 
 
 def test_there_are_twenty_different_tasks_with_classes_of_one_family():

@@ -12,8 +12,9 @@ from raymerge.suites.demo.determinism import bitwise_repeatable
 from raymerge.suites.demo.muon import Muon, orthogonalise
 from raymerge.suites.demo.recipe import demo_task, make_recipe
 from raymerge.suites.demo.splits import task_split, to_pixels
-from raymerge.suites.demo.training import contrastive_loss, finetune, pretrain, schedule
+from raymerge.suites.demo.training import contrastive_loss, finetune, pretrain
 from raymerge.suites.demo.world import normalise
+from raymerge.training import warmup_times_cosine
 
 RECIPE = replace(
     make_recipe("reduced"), pretrain_steps=3, finetune_steps=3, train_images=70, pretrain_warmup=2, finetune_warmup=2
@@ -103,10 +104,10 @@ def test_loss_by_hand():
 
 
 def test_schedule_by_hand():
-    assert [schedule(step, 8, 2) for step in (0, 1, 4)] == pytest.approx(
+    assert [warmup_times_cosine(step, 8, 2) for step in (0, 1, 4)] == pytest.approx(
         [0.5, 0.5 * (1 + 0.5**0.5 * 1.30656), 0.5], rel=1e-3
     )
-    assert schedule(7, 8, 2) < 0.05
+    assert warmup_times_cosine(7, 8, 2) < 0.05
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import raymerge
 from raymerge.errors import SuiteError
 from raymerge.suites.demo.concepts import FAMILIES
 from raymerge.suites.demo.styles import Style
@@ -175,12 +176,12 @@ def stream_seed(recipe: DemoRecipe, *path: str) -> int:
 
 
 def content_address(recipe: DemoRecipe) -> str:
-    """Hex id of the suite's content: of the recipe's values and of the source of every file in this folder.
+    """Hex id of the suite's content: of the recipe's values, and of the source of this folder and of the training loop.
 
     A prepared suite is found again by this id. It changes with any byte of the source, comments included: preparing
     once more is cheaper than trusting a stale suite.
     """
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in [*sorted(Path(__file__).parent.glob("*.py")), Path(raymerge.__file__).parent / "training.py"]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

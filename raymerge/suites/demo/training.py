@@ -13,10 +13,9 @@ from torch import Generator, Tensor, nn
 from raymerge.suites.demo.clip import tokenize
 from raymerge.suites.demo.determinism import bitwise_repeatable
 from raymerge.suites.demo.muon import Muon
-from raymerge.suites.demo.recipe import DemoRecipe, DemoTask, stream_seed
-from raymerge.suites.demo.splits import to_pixels
+from raymerge.suites.demo.recipe import MEAN, STD, DemoRecipe, DemoTask, stream_seed
 from raymerge.suites.demo.web import web_batch
-from raymerge.suites.demo.world import normalise
+from raymerge.training import Batch, Batches, Trainer, TrainingRecipe, decay_groups, train, warmup_times_cosine
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -33,7 +32,7 @@ def pretrain(model: CLIP, recipe: DemoRecipe, progress: Progress | None = None) 
         optimizers = _pretrain_optimizers(model, recipe)
         model.train()
         for step in range(recipe.pretrain_steps):
-            _set_learning_rates(optimizers, schedule(step, recipe.pretrain_steps, recipe.pretrain_warmup))
+            _set_learning_rates(optimizers, warmup_times_cosine(step, recipe.pretrain_steps, recipe.pretrain_warmup))
             batch = web_batch(recipe.pretrain_batch, generator)
             image_features = F.normalize(model.visual(batch.images), dim=-1)
             text_features = F.normalize(model.encode_text(tokenize(batch.captions)), dim=-1)
@@ -75,22 +74,28 @@ def finetune(
 ) -> nn.Module:
     """A fine-tuned copy of an image tower; the head, scaled by exp(logit scale), is frozen. Equal input, equal bits."""
     with bitwise_repeatable():
-        visual = copy.deepcopy(visual).train()
-        optimizer = torch.optim.AdamW(
-            _decay_matrices_only(visual.parameters(), recipe.finetune_weight_decay),
-            lr=recipe.finetune_learning_rate,
-            fused=True,
+        settings = TrainingRecipe(
+            steps=recipe.finetune_steps,
+            learning_rate=recipe.finetune_learning_rate,
+            weight_decay=recipe.finetune_weight_decay,
+            warmup=recipe.finetune_warmup,
+            schedule=warmup_times_cosine,
+            decays_vectors=False,
+            gradient_norm=GRADIENT_NORM,
         )
-        optimizers: dict[torch.optim.Optimizer, float] = {optimizer: recipe.finetune_learning_rate}
+        trainer = Trainer(copy.deepcopy(visual), head, settings, mean=MEAN, std=STD, device=torch.device("cpu"))
         generator = Generator().manual_seed(stream_seed(recipe, task.name, "fine-tuning"))
-        batches = _batches(len(labels), recipe.finetune_batch, generator)
-        for step, batch in zip(range(recipe.finetune_steps), batches, strict=False):
-            _set_learning_rates(optimizers, schedule(step, recipe.finetune_steps, recipe.finetune_warmup))
-            features = F.normalize(visual(normalise(to_pixels(images[batch]))), dim=-1)
-            _descend(F.cross_entropy(features @ head.mT, labels[batch]), visual.parameters(), optimizers)
+
+        def batches(first_step: int) -> Batches:
+            for batch in _batches(len(labels), recipe.finetune_batch, generator):
+                yield [Batch(images[batch], labels[batch])]
+
+        def on_step() -> bool:
             if progress is not None:
-                progress(step + 1, recipe.finetune_steps)
-        return visual.eval()
+                progress(trainer.step, settings.steps)
+            return False
+
+        return train(trainer, batches, on_step)
 
 
 def _pretrain_optimizers(model: CLIP, recipe: DemoRecipe) -> dict[torch.optim.Optimizer, float]:
@@ -99,25 +104,12 @@ def _pretrain_optimizers(model: CLIP, recipe: DemoRecipe) -> dict[torch.optim.Op
     others = [p for name, p in model.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
     muon = Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.pretrain_weight_decay)
     adamw = torch.optim.AdamW(
-        _decay_matrices_only(others, recipe.pretrain_weight_decay),
+        decay_groups(others, recipe.pretrain_weight_decay),
         lr=recipe.other_learning_rate,
         betas=(0.9, 0.98),
         fused=True,
     )
     return {muon: recipe.matrix_learning_rate, adamw: recipe.other_learning_rate}
-
-
-def _decay_matrices_only(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
-    parameters = list(parameters)
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate: linear warm-up times half a cosine."""
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _set_learning_rates(optimizers: dict[torch.optim.Optimizer, float], share: float) -> None:

@@ -178,8 +178,10 @@ def _alpha_range(method: Method, setting: Any) -> tuple[float, float, float] | N
         low = step if start == 0 else start
     elif isinstance(setting, Mapping):
         low, high, step = setting["low"], setting["high"], setting.get("step") or 0.0
-    else:
+    elif len(setting) > 2:
         low, high, step = min(setting), max(setting), 0.0
+    else:  # two values are all ends
+        return None
     if step:
         high = low + math.floor((high - low) / step + 1e-9) * step  # the last point of the grid
     return (low, high, step) if low < high else None

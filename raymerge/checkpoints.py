@@ -1,17 +1,16 @@
 """Reading and writing checkpoints and heads in the published layout, tensor by tensor, without executing pickles.
 
 A state dict file holds fp32 tensors under keys with the prefix `model.`; a head file holds one pickled module of the
-class `src.models.modeling.ClassificationHead`, which is read through an allow-list of exactly that name.
+class `src.models.modeling.ClassificationHead`, which is read through an allow-list of exactly the paths under which
+that class is known. Both may be safetensors files instead, as `raymerge suite convert` writes them.
 """
 
 import contextlib
 import hashlib
-import pickle
 import sys
 import types
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,12 @@ from torch import Tensor
 from raymerge.errors import CheckpointError
 from raymerge.linalg import all_finite
 from raymerge.model_file import write_safetensors
+from raymerge.safe_loading import load_without_code
 from raymerge.whole_file import whole_file
 
 HEAD_CLASS = "src.models.modeling.ClassificationHead"
+HEAD_CLASSES = (HEAD_CLASS, "src.modeling.ClassificationHead")
+"""Of the published code, and of Task Arithmetic's, which it comes from."""
 PREFIX = "model."
 """What the published files put before every key of the CLIP model."""
 
@@ -114,42 +116,12 @@ class _LazySafetensors(Mapping[str, Tensor]):
 
 
 def _load_state_dict(path: Path) -> Mapping[str, Tensor]:
-    content = _load_without_code(path, allowed=[])
+    content = load_without_code(path)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a dict of tensors (a state dict).")
     return content
-
-
-def _load_without_code(path: Path, allowed: Sequence[Any]) -> Any:
-    try:
-        is_zip = zipfile.is_zipfile(path)  # only torch's zip format can be mapped
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        offending = _unsafe_globals(path)
-        if offending:
-            raise CheckpointError(
-                f"{path}: refused, because loading it would run code: it needs {', '.join(offending)}. "
-                "Convert it to safetensors where you trust it."
-            ) from None
-        raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({type(error).__name__}).") from None
-    except Exception as error:  # a damaged pickle is a random program: it fails with whatever error it likes
-        raise CheckpointError(f"{path}: truncated or not a checkpoint ({_reason(error)}). Fetch it again.") from None
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    try:
-        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # legacy or broken files cannot be inspected; the load error says enough
-        return []
-    return sorted(name for name in needed if name != HEAD_CLASS)
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of torch's message, which may run over a whole paragraph."""
-    return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def check_layout(expert: Checkpoint, zero_shot: Checkpoint, expert_name: str) -> None:
@@ -223,17 +195,22 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     write_safetensors(path, kinds, tensors.__getitem__, lambda: metadata)
 
 
-def save_head(path: Path, weight: Float[Tensor, "classes dim"]) -> None:
-    """Write a zero-shot head exactly as the published ones are: a pickled Linear of a foreign class path.
+def save_head(path: Path, weight: Float[Tensor, "classes dim"], bias: Float[Tensor, " classes"] | None = None) -> None:
+    """Write a head: a safetensors file, or exactly as the published ones are, a pickled Linear of a foreign class path.
 
     Args:
-        path: `head_<Task>Val.pt`.
-        weight: exp(logit_scale) times the unit text embedding of every class. The bias is zero.
+        path: `head_<Task>Val.pt`, or `.safetensors`.
+        weight: exp(logit_scale) times the unit text embedding of every class.
+        bias: None: zeros.
     """
+    bias = torch.zeros(weight.shape[0], dtype=weight.dtype) if bias is None else bias
+    if path.suffix == ".safetensors":
+        save_safetensors(path, {"weight": weight, "bias": bias}, {"normalize": "true"})
+        return
     with _published_head_class() as head_class:
         head = head_class(weight.shape[1], weight.shape[0])
         head.weight = torch.nn.Parameter(weight.detach().cpu().clone().contiguous())
-        head.bias = torch.nn.Parameter(torch.zeros(weight.shape[0], dtype=weight.dtype))
+        head.bias = torch.nn.Parameter(bias.detach().cpu().clone().contiguous())
         head.normalize = True
         _save(path, head)
 
@@ -241,25 +218,41 @@ def save_head(path: Path, weight: Float[Tensor, "classes dim"]) -> None:
 def load_head(
     path: Path, *, num_classes: int, embed_dim: int
 ) -> tuple[Float[Tensor, "{num_classes} {embed_dim}"], Float[Tensor, " {num_classes}"]]:
-    """Weight and bias of a published head file.
+    """Weight and bias of a head file that fits a task and a backbone.
 
     Raises:
-        CheckpointError: missing or truncated file, foreign class, wrong shape, NaN, or features not to be normalised.
+        CheckpointError: as `read_head`, or the shape is another.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such head file.")
-    head = _load_without_code(path, allowed=[(_HeadState, HEAD_CLASS)])
-    if not isinstance(head, _HeadState):
-        raise CheckpointError(f"{path}: holds {type(head).__name__}, expected a pickled {HEAD_CLASS}.")
-    weight, bias = head.parameters.get("weight"), head.parameters.get("bias")
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or head.normalize is not True:
-        raise CheckpointError(f"{path}: not a head with weight, bias and normalize=True. Fetch it again.")
-    weight, bias = weight.detach().float(), bias.detach().float()
+    weight, bias = read_head(path)
     if weight.shape != (num_classes, embed_dim) or bias.shape != (num_classes,):
         raise CheckpointError(
             f"{path}: the head is {tuple(weight.shape)}, expected ({num_classes}, {embed_dim}) "
             "(classes of the task, embedding size of the backbone). Does it belong to this task and backbone?"
         )
+    return weight, bias
+
+
+def read_head(path: Path) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Weight and bias of a head file, in float32, of whatever shape they have.
+
+    Raises:
+        CheckpointError: missing or truncated file, foreign class, NaN, or features not to be normalised.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such head file.")
+    if path.suffix == ".safetensors":
+        tensors = Checkpoint(path)
+        parameters: Mapping[str, Any] = {name: tensors.tensor(name) for name in tensors.names}
+        normalize = tensors.metadata().get("normalize") == "true"
+    else:
+        head = load_without_code(path, dict.fromkeys(HEAD_CLASSES, _HeadState))
+        if not isinstance(head, _HeadState):
+            raise CheckpointError(f"{path}: holds {type(head).__name__}, expected a pickled {HEAD_CLASS}.")
+        parameters, normalize = head.parameters, head.normalize is True
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or not normalize:
+        raise CheckpointError(f"{path}: not a head with weight, bias and normalize=True. Fetch it again.")
+    weight, bias = weight.detach().float(), bias.detach().float()
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         raise CheckpointError(f"{path}: the head has NaN or infinite values. Fetch it again.")
     return weight, bias

@@ -13,7 +13,7 @@ from raymerge.checkpoints import (
     open_checkpoint,
 )
 from raymerge.errors import DataError
-from raymerge.images import ImageSplit, open_images
+from raymerge.images import ImageSplit, cached_split
 from raymerge.moment_files import check_moments
 from raymerge.records import SPLITS, Split
 from raymerge.suites import Suite, moments_path, stats_command
@@ -71,16 +71,17 @@ def check_images(suite: Suite, task: str, split: Split) -> ImageSplit:
     Raises:
         DataError: images are missing, or differ in number or labels.
     """
-    declared, images = suite.task(task), open_images(suite.images_path(task, split))
+    declared, images = suite.task(task), cached_split(suite, task, split)
     if len(images) != declared.images[split]:
         raise DataError(
             f"{images.path}: holds {len(images)} images, the suite says {declared.images[split]}. "
-            "Delete the folder of the suite and prepare it again."
+            f"{suite.images_remedy(task)}"
         )
     labels = images.labels()
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(declared.classes):
         raise DataError(
-            f"{images.path}: labels run from {low} to {high}, but {task} has {len(declared.classes)} classes."
+            f"{images.path}: labels run from {low} to {high}, but {task} has {len(declared.classes)} classes. "
+            f"{suite.images_remedy(task)}"
         )
     return images

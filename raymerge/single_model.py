@@ -9,7 +9,7 @@ import torch
 from raymerge.backbones import build_image_encoder
 from raymerge.checkpoints import check_layout, load_head, open_checkpoint
 from raymerge.evaluation import Evaluator
-from raymerge.images import decoded_split, open_images
+from raymerge.images import cached_split, decoded_split
 from raymerge.records import Split, TaskScore
 from raymerge.suites import Suite
 
@@ -56,7 +56,7 @@ def evaluate_model(
     for number, name in enumerate(tasks):
         started = time.monotonic()
         task = suite.task(name)
-        images = decoded_split(suite, name, split) if from_raw else open_images(suite.images_path(name, split))
+        images = (decoded_split if from_raw else cached_split)(suite, name, split)
         head = load_head(suite.head_path(backbone, name), num_classes=len(task.classes), embed_dim=evaluator.embed_dim)
         total, correct = min(len(images), max_images or len(images)), 0
         for start in range(0, total, READ_AT_ONCE):

@@ -174,13 +174,14 @@ def load_suite_file(
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise SuiteError(f"{file}: the backbones take images of different sizes ({found}); make a suite file for each.")
-    data = data or (here / Path(spec.data).expanduser()).resolve()
+    usual_weights, usual_data = ((here / Path(name).expanduser()).resolve() for name in (spec.weights, spec.data))
+    data = data or usual_data
     made = [_task_and_dataset(section, file, data) for section in spec.tasks]
     suite = PublishedSuite(
         name=spec.name,
         profile="file",
         seed=0,
-        root=weights or (here / Path(spec.weights).expanduser()).resolve(),
+        root=weights or usual_weights,
         backbones=backbones,
         tasks=tuple(task for task, _ in made),
         data=data,
@@ -189,6 +190,7 @@ def load_suite_file(
         image_size=next(iter(sizes.values())),
         files=Files(spec.files.zero_shot, spec.files.expert, spec.files.head),
         option=str(file),
+        usual_folders=(usual_weights, usual_data),
     )
     return with_counts(suite)
 

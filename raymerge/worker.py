@@ -15,7 +15,7 @@ from raymerge.backbones import build_image_encoder
 from raymerge.checkpoints import load_head, open_checkpoint
 from raymerge.errors import RaymergeError
 from raymerge.evaluation import Evaluator
-from raymerge.images import ImageSplit, open_images
+from raymerge.images import ImageSplit, cached_split
 from raymerge.records import EvalJob, Failed, Scored
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings
@@ -104,7 +104,7 @@ class EvalWorker:
 
     @cache  # noqa: B019 - the worker lives as long as its process
     def _images(self, task: str, split: Any) -> ImageSplit:
-        return open_images(self._setup.suite.images_path(task, split))
+        return cached_split(self._setup.suite, task, split)
 
     @cache  # noqa: B019
     def _head(self, backbone: str, task: str, embed_dim: int) -> tuple[Tensor, Tensor]:

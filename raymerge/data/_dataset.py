@@ -1,6 +1,7 @@
 """What a dataset file declares, and the samples its readers return. Imports no torch, so that plans stay quick."""
 
 import fnmatch
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,13 @@ class Samples:
 
     def subset(self, indices: Sequence[int]) -> "Samples":
         """The samples with these numbers, in this order."""
-        return Samples([self.labels[i] for i in indices], _Chosen(self.image, indices), _Chosen(self.name, indices))
+        return Samples([self.labels[i] for i in indices], _chosen(self.image, indices), _chosen(self.name, indices))
+
+
+def _chosen(function: Callable[[int], Any], indices: Sequence[int]) -> "_Chosen":
+    if isinstance(function, _Chosen):
+        return _Chosen(function.function, [function.indices[i] for i in indices])
+    return _Chosen(function, indices)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,15 @@ class _Chosen:
 
     def __call__(self, number: int) -> Any:
         return self.function(self.indices[number])
+
+    def __reduce__(self) -> Any:
+        """Another process receives what these images need, and not the whole split, where it can be taken apart."""
+        taken = self.function.take(self.indices) if hasattr(self.function, "take") else None  # type: ignore[attr-defined]
+        return (_Chosen, (self.function, self.indices)) if taken is None else (_itself, (taken,))
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -132,9 +148,11 @@ class Dataset:
         """Size of the validation split: a tenth of the training split, at most 5000."""
         return min(self.num_train // 10, 5000) if self.num_own_val is None else self.num_own_val
 
-    def find_layout(self, root: Path) -> Layout:
+    def find_layout(self, root: Path, fetch: str = "") -> Layout:
         """The first layout that lies under a data root.
 
+        Args:
+            fetch: the command that gets the dataset, where it is another than usual.
         Raises:
             DataError: none does; says what each one lacks.
         """
@@ -144,7 +162,7 @@ class Dataset:
             if not missing:
                 return layout
             lacking.append(f"the {layout.name} layout lacks {missing[0]}")
+        fetch = fetch or f"raymerge data fetch {self.name} --data {shlex.quote(str(root))}"
         raise DataError(
-            f"{self.name}: not found under {root}: {'; '.join(lacking)}. "
-            f"'raymerge data fetch {self.name} --data {root}' gets it, or says how."
+            f"{self.name}: not found under {root}: {'; '.join(lacking)}. Get it, or be told how, with: {fetch}"
         )

@@ -9,7 +9,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,9 @@ class _File:
     def __call__(self, number: int) -> "Image":
         return decode(self.paths[number], str(self.paths[number]), self.mode)
 
+    def take(self, numbers: Sequence[int]) -> "_File":
+        return _File([self.paths[number] for number in numbers], self.mode)
+
 
 @dataclass(frozen=True)
 class _Path:
@@ -64,6 +67,9 @@ class _Path:
 
     def __call__(self, number: int) -> str:
         return str(self.paths[number])
+
+    def take(self, numbers: Sequence[int]) -> "_Path":
+        return _Path([self.paths[number] for number in numbers])
 
 
 def image_files(paths: Sequence[Path], labels: Sequence[int], mode: str = "RGB") -> Samples:
@@ -151,6 +157,11 @@ class _Row:
         from PIL import Image
 
         return Image.fromarray(np.ascontiguousarray(self.rows[number]))
+
+    def take(self, numbers: Sequence[int]) -> "_Row | None":
+        if isinstance(self.rows, np.memmap) or not len(numbers):
+            return None  # is mapped again by whoever receives it
+        return _Row(np.stack([self.rows[number] for number in numbers]))
 
     def __reduce__(self) -> Any:
         rows = whole = self.rows
@@ -308,9 +319,14 @@ def parquet_split(
     if not paths:
         raise DataError(f"{folder}: no Parquet file of split '{split}'; get the dataset again.")
     labels: list[int] = []
-    for path in paths:
+    groups: list[tuple[int, int, int]] = []
+    for number, path in enumerate(paths):
         try:
             file = pq.ParquetFile(path)
+            first = len(labels)
+            for group in range(file.metadata.num_row_groups):
+                groups.append((first, number, group))
+                first += file.metadata.row_group(group).num_rows
             found = file.read(columns=[label]).column(label).to_pylist()
             columns, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
         except Exception as error:  # of several packages, and not all of Arrow's
@@ -325,7 +341,7 @@ def parquet_split(
         if wrong != 0:
             raise DataError(f"{path}: has a label {wrong!r}, expected 0 to {len(order) - 1}; is it another dataset?")
         labels += [order[value] for value in found]
-    images = _ParquetImages(tuple(paths), image, mode)
+    images = _ParquetImages(tuple(paths), tuple(groups), image, mode)
     return Samples(labels, images, images.name)
 
 
@@ -363,21 +379,10 @@ def _plain(name: str) -> str:
 @dataclass(frozen=True)
 class _ParquetImages:
     paths: tuple[Path, ...]
+    groups: tuple[tuple[int, int, int], ...]
+    """Of every row group: its first image, its file and its number in there."""
     column: str
     mode: str
-
-    @cached_property
-    def _starts(self) -> list[tuple[int, int, int]]:
-        """First image, file and row group, of every row group."""
-        import pyarrow.parquet as pq
-
-        starts, first = [], 0
-        for number, path in enumerate(self.paths):
-            metadata = pq.ParquetFile(path).metadata
-            for group in range(metadata.num_row_groups):
-                starts.append((first, number, group))
-                first += metadata.row_group(group).num_rows
-        return starts
 
     def __call__(self, number: int) -> "Image":
         first, file, group = self._place(number)
@@ -388,11 +393,11 @@ class _ParquetImages:
         return decode(io.BytesIO(content), self.name(number), self.mode)
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        return self._starts[bisect.bisect_right(self._starts, number, key=lambda start: start[0]) - 1]
+        return self.groups[bisect.bisect_right(self.groups, number, key=lambda group: group[0]) - 1]
 
     def name(self, number: int) -> str:
         file = self._place(number)[1]
-        before = next(start[0] for start in self._starts if start[1] == file)
+        before = self.groups[bisect.bisect_left(self.groups, file, key=lambda group: group[1])][0]
         return f"{self.paths[file]}[{number - before}]"
 
 
@@ -430,7 +435,8 @@ def read_mat(path: Path, *names: str) -> list[Any]:
     import scipy.io
 
     try:
-        content = scipy.io.loadmat(path, squeeze_me=True)
+        with path.open("rb") as file:  # of a missing file's name, scipy would say that it is no file
+            content = scipy.io.loadmat(file, squeeze_me=True)
         return [content[name] for name in names]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; get the dataset again.") from None

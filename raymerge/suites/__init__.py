@@ -94,6 +94,10 @@ class Suite:
             return f"demo --profile {self.profile} --suite-seed {self.seed}"
         return shlex.quote(str(self.root))
 
+    def images_remedy(self, task: str) -> str:
+        """The sentence that says how to make the cached images of a task, where they are missing or damaged."""
+        return "Delete the folder of the suite and prepare it again."
+
     def file_label(self, path: Path) -> str:
         """A name for one of its files that is the same wherever they lie."""
         return str(path.relative_to(self.root))

@@ -58,6 +58,8 @@ class PublishedSuite(Suite):
     """Whether the weights are of another format, so that only converted files are read."""
     option: str = ""
     """What `--suite` calls it."""
+    usual_folders: tuple[Path, Path] | None = None
+    """Of weights and data, unless options say otherwise; None: in the cache."""
 
     @property
     def is_prepared(self) -> bool:
@@ -65,14 +67,26 @@ class PublishedSuite(Suite):
 
     @property
     def argument(self) -> str:
-        options = {
-            "--weights": (self.root, default_weights(self.name, self.profile)),
-            "--data": (self.data, default_data()),
-        }
-        given = [f" {name} {shlex.quote(str(path))}" for name, (path, usual) in options.items() if path != usual]
-        if self.option.endswith((".yaml", ".yml")):
-            return shlex.quote(self.option)  # the file says where everything is
-        return f"{self.option} --profile {self.profile}{''.join(given)}"
+        usual = self.usual_folders[0] if self.usual_folders else default_weights(self.name, self.profile)
+        return self.data_argument + ("" if self.root == usual else f" --weights {shlex.quote(str(self.root))}")
+
+    @property
+    def data_argument(self) -> str:
+        """As `argument`, for commands that do not look at weights."""
+        name = shlex.quote(self.option)
+        if not self.option.endswith((".yaml", ".yml")):
+            name += f" --profile {self.profile}"
+        usual = self.usual_folders[1] if self.usual_folders else default_data()
+        return name + ("" if self.data == usual else f" --data {shlex.quote(str(self.data))}")
+
+    def images_remedy(self, task: str) -> str:
+        return f"Make it with: {self.prepare_command(task)}"
+
+    def prepare_command(self, task: str) -> str:
+        return f"raymerge data prepare {task} --suite {self.data_argument}"
+
+    def fetch_command(self, task: str) -> str:
+        return f"raymerge data fetch {task} --suite {self.data_argument}"
 
     @property
     def converted(self) -> Path:
@@ -102,6 +116,10 @@ class PublishedSuite(Suite):
         encoder, declared = self.backbones[backbone], self.task(task)
         content = [encoder.model, encoder.pretrained, encoder.quick_gelu, declared.classes, declared.templates]
         return cache_dir() / "heads" / backbone / f"{task}-{content_id(content)}.pt"
+
+    def has_declared_sizes(self, task: str) -> bool:
+        """Whether the splits of a task have to have the sizes that are known of its dataset."""
+        return not self.any_size and self.datasets[task].num_train > 0
 
     def image_cache(self, task: str) -> Path:
         """Folder of a task's cached images."""
@@ -135,9 +153,12 @@ class PublishedSuite(Suite):
 
 
 def with_counts(suite: PublishedSuite) -> PublishedSuite:
-    """The suite with the numbers of images that are cached, where they are; others are the declared ones."""
+    """The suite with the numbers of images that are cached, where they are not known beforehand."""
     tasks = []
     for task in suite.tasks:
+        if suite.has_declared_sizes(task.name):
+            tasks.append(task)
+            continue
         try:
             counted = json.loads((suite.image_cache(task.name) / "dataset.json").read_text())["images"]
             images: Mapping[Split, int] = {split: int(counted[split]) for split in SPLITS}

@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymerge.data._dataset import RawSplit, Samples
+from raymerge.data._dataset import Samples
 from raymerge.errors import DataError
 
 if TYPE_CHECKING:
@@ -444,8 +444,3 @@ def read_mat(path: Path, *names: str) -> list[Any]:
         raise DataError(
             f"{path}: not the MATLAB file expected ({type(error).__name__}: {error}); get it again."
         ) from None
-
-
-def by_split(split: RawSplit, choices: Mapping[str, Callable[[], Samples]]) -> Samples:
-    """Call the reader of one split. A dataset without a folder for "val" is never asked for it."""
-    return choices[split]()

@@ -16,6 +16,7 @@ import typer
 
 import raymerge
 from raymerge.cli_bench import bench
+from raymerge.cli_data import data_app
 from raymerge.cli_evaluate import evaluate
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
@@ -149,6 +150,7 @@ app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
 app.add_typer(bench, name="bench")
+app.add_typer(data_app, name="data")
 
 
 # --- what the commands do --------------------------------------------------------------------------------------------

@@ -17,9 +17,12 @@ import typer
 import raymerge
 from raymerge.cli_bench import bench
 from raymerge.cli_data import data_app
+from raymerge.cli_doctor import doctor
 from raymerge.cli_evaluate import evaluate
+from raymerge.cli_finetune import finetune
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
+from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.errors import UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
@@ -149,6 +152,9 @@ def schema(debug: Debug = False) -> None:
 app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
+app.command()(finetune)
+app.command()(doctor)
+app.command()(rehearse)
 app.add_typer(bench, name="bench")
 app.add_typer(data_app, name="data")
 

@@ -7,7 +7,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,10 @@ from raymerge.errors import UsageError
 from raymerge.model_config import model_config
 from raymerge.rehearsal.pictures import pictures
 from raymerge.rehearsal.raw import write_raw
+from raymerge.search_space import sweep_cells
 from raymerge.suites import Backbone
 from raymerge.suites.published import ZERO_SHOT_TASK, PublishedSuite
+from raymerge.sweep_spec import SweepSpec
 from raymerge.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -94,6 +96,17 @@ def write_world(folder: Path, suite: PublishedSuite, scale: Scale, report: Repor
     with whole_file(path) as file:
         YAML().dump(_suite_file(suite, scale), file)
     return path
+
+
+def used_part(suite: PublishedSuite, spec: SweepSpec) -> PublishedSuite:
+    """The suite with the backbones and tasks that a sweep uses, and no others."""
+    cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
+    tasks = {task for cell in cells for task in cell.tasks}
+    return replace(
+        suite,
+        backbones={name: suite.backbones[name] for name in dict.fromkeys(cell.backbone for cell in cells)},
+        tasks=tuple(task for task in suite.tasks if task.name in tasks),
+    )
 
 
 def _write_dataset(data: Path, suite: PublishedSuite, task: str, scale: Scale) -> None:

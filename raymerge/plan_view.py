@@ -8,6 +8,7 @@ from rich.text import Text
 from raymerge.methods import declared_methods
 from raymerge.plan import CellPlan, Plan
 from raymerge.suites import Suite
+from raymerge.suites.published import PublishedSuite
 
 
 def plan_view(plan: Plan, suite: Suite, output_dir: str) -> RenderableType:
@@ -54,8 +55,11 @@ def _totals(plan: Plan, suite: Suite, output_dir: str) -> list[str]:
         lines.append(f"Nothing is done yet; results go to {output_dir}.")
     size = "not on disk yet" if plan.checkpoint_bytes is None else decimal(plan.checkpoint_bytes)
     lines.append(f"Reads {_count(plan.num_checkpoints, 'checkpoint')}, {size}.")
-    prepared = f"prepared in {suite.root}" if suite.is_prepared else "not prepared yet, which the sweep does first"
-    lines.append(f"Suite {suite.name} ({suite.profile}, seed {suite.seed}): {prepared}.")
+    if isinstance(suite, PublishedSuite):
+        lines.append(f"Suite {suite.name} ({suite.profile}): weights in {suite.root}, datasets in {suite.data}.")
+    else:
+        prepared = f"prepared in {suite.root}" if suite.is_prepared else "not prepared yet, which the sweep does first"
+        lines.append(f"Suite {suite.name} ({suite.profile}, seed {suite.seed}): {prepared}.")
     return lines
 
 

@@ -63,21 +63,14 @@ def prepare_images(
         DataError: a dataset is missing, damaged or of another size than is known of it; there is no room for its
             images, or no permission to write them.
     """
-    new = []
+    new: list[str] = []
     try:
-        todo = _uncached(suite, tasks, force)
-        if todo:
+        if _uncached(suite, tasks, force):
             make_directory(suite.images_folder)
             with _locked(suite.images_folder / ".lock", stage):
-                if not force:
-                    todo = _uncached(suite, todo, force)  # somebody else may have made them while we waited
-                stage("checking datasets")
-                plans = []
-                for number, task in enumerate(todo):
-                    report(task, number / len(todo))
-                    plans.append(plan_cache(suite, task))
-                _make(plans, suite, workers, force, stage, report)
-                new = [plan.task for plan in plans]
+                new = _uncached(suite, tasks, force)  # somebody else may have made some while we waited
+                if new:
+                    _make(suite, new, workers, force, stage, report)
     except OSError as error:
         raise DataError(
             f"{error.filename or suite.images_folder}: cannot be written ({error.strerror or error}). Make room or "
@@ -136,13 +129,18 @@ class _Chunk:
 
 
 def _make(
-    plans: Sequence[CachePlan],
     suite: PublishedSuite,
+    tasks: Sequence[str],
     workers: int | None,
     force: bool,
     stage: Callable[[str], None],
     report: Report,
 ) -> None:
+    stage("checking datasets")
+    plans = []
+    for number, task in enumerate(tasks):
+        report(task, number / len(tasks))
+        plans.append(plan_cache(suite, task))
     for plan in plans:
         _clear(plan, force)
     check_room(plans, suite.images_folder)

@@ -23,6 +23,9 @@ def problems_of(dataset: Dataset, split: RawSplit, samples: Samples, *, declared
     """
     found, expected = len(samples), expected_size(dataset, split)
     what = f"{dataset.name}: its {NAMES[split]} split"
+    if not found and split == "val" and dataset.num_own_val is None:
+        yield f"{dataset.name}: has fewer than 10 training images, so that none is held out for validation; add some."
+        return
     if not found:
         yield f"{what} has no image; get the dataset again."
         return

@@ -90,6 +90,31 @@ def interruptible() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Take note of the first SIGINT or SIGTERM, for work that is asked to end by itself; another one interrupts it.
+
+    Yields what says whether there was one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    received = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal received
+        if received:
+            raise KeyboardInterrupt
+        received = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def tell(text: str) -> None:
     """A line for people, on stderr."""
     with contextlib.suppress(BrokenPipeError):

@@ -5,6 +5,7 @@ every backbone of the same input size. Every process of a machine maps the same 
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,20 @@ class ImageSplit:
 
     def read(self, start: int, stop: int) -> tuple[UInt8[Tensor, "images height width 3"], Int64[Tensor, " images"]]:
         """Images start..stop-1 and their labels, copied out of the mapping."""
+        images, labels = self._parts(start, stop)
+        # concatenate copies, so nothing that torch may write to aliases the read-only mapping
+        return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+
+    def view(self, start: int, stop: int) -> tuple[UInt8[Tensor, "images height width 3"], Int64[Tensor, " images"]]:
+        """The same as `read`, but where the images lie together in the file they stay there: never write to them."""
+        images, labels = self._parts(start, stop)
+        if len(images) > 1:
+            return self.read(start, stop)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "not writable": that is the point
+            return torch.from_numpy(images[0]), torch.from_numpy(labels[0])
+
+    def _parts(self, start: int, stop: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         images, labels, offset = [], [], 0
         for batch in self._batches:
             low, high = max(start - offset, 0), min(stop - offset, batch.num_rows)
@@ -55,8 +70,7 @@ class ImageSplit:
                 pixels = part.column("image").flatten().to_numpy(zero_copy_only=True)
                 images.append(pixels.reshape(high - low, *self.size, 3))
                 labels.append(part.column("label").to_numpy(zero_copy_only=True))
-        # concatenate copies, so nothing that torch may write to aliases the read-only mapping
-        return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+        return images, labels
 
 
 class ImageWriter:

@@ -156,7 +156,13 @@ def _pass_images(
     seen, normalisation = InputMoments(encoder), suite.backbones[item.origin.backbone]
     # an expert in the place of theta_0, without an update: exactly its weights
     expert = Evaluator(
-        encoder, item.expert, mean=normalisation.mean, std=normalisation.std, device=device, batch_size=batch_size
+        encoder,
+        item.expert,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        device=device,
+        batch_size=batch_size,
+        keep_batch_size=True,
     )
     with seen:
         for start in range(0, item.origin.images, expert.batch_size):

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -32,6 +32,8 @@ class WorkerSetup:
     settings: EvaluationSettings
     num_threads: int = 1
     """Of torch. Not a matter of speed alone: it is the same for every number of workers, so results are too."""
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    """By backbone, where a batch size of auto was measured: once for all workers, so that they round alike."""
 
 
 class EvalWorker:
@@ -65,7 +67,7 @@ class EvalWorker:
                 self._weights.pop(job.backbone, None)  # until all tensors are set, the encoder is neither
                 evaluator.set_weights(self._update(job), job.alpha)
                 self._weights[job.backbone] = job.weights_id
-            images, labels = self._images(job.task, job.split).read(job.start, job.stop)
+            images, labels = self._images(job.task, job.split).view(job.start, job.stop)
             head = self._head(job.backbone, job.task, evaluator.embed_dim)
             correct = evaluator.count_correct(images, labels, *head)
         except (RaymergeError, torch.OutOfMemoryError) as error:
@@ -75,6 +77,7 @@ class EvalWorker:
     def _evaluator(self, backbone: str) -> Evaluator:
         if backbone not in self._evaluators:
             suite, settings = self._setup.suite, self._setup.settings
+            batch_size = self._setup.batch_sizes.get(backbone)
             zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
             self._evaluators[backbone] = Evaluator(
                 build_image_encoder(suite.backbones[backbone], zero_shot.shapes),
@@ -83,7 +86,7 @@ class EvalWorker:
                 std=suite.backbones[backbone].std,
                 device=self._device,
                 precision=settings.precision,
-                batch_size=None if settings.batch_size == "auto" else settings.batch_size,
+                batch_size=batch_size if settings.batch_size == "auto" else settings.batch_size,
             )
         return self._evaluators[backbone]
 

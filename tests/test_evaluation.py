@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from raymerge.checkpoints import Checkpoint, save_state_dict
-from raymerge.errors import CheckpointError, SuiteError
+from raymerge.errors import CheckpointError, EvaluationError, SuiteError
 from raymerge.evaluation import Evaluator
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "device": torch.device("cpu")}
@@ -93,6 +93,19 @@ def test_images_are_normalised_per_channel(tmp_path):
     for channel in range(3):
         expected = (images[..., channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(seen[:, channel].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_normalisation_to_the_last_bit(tmp_path):
+    """(pixel - mean) / std in single precision, one operation after the other."""
+    encoder = MeanColour()
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    device = torch.device("cpu")
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), mean=mean, std=std, device=device)
+    images = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, HEIGHT, WIDTH, 3)
+    list(evaluator.encode(images))
+    pixels = images.permute(0, 3, 1, 2).float()
+    expected = (pixels - torch.tensor(mean).view(1, 3, 1, 1) * 255) / (torch.tensor(std).view(1, 3, 1, 1) * 255)
+    assert torch.equal(torch.cat(encoder.seen), expected)
 
 
 def test_weights_are_theta_0_plus_alpha_times_update(tmp_path):
@@ -185,6 +198,152 @@ def test_heads_are_applied_in_single_precision(tmp_path):
     )
     head = torch.tensor([[1.0], [1.0 + 2**-12]])
     assert evaluator.count_correct(solid((0, 0, 0)), torch.tensor([1]), head, torch.zeros(2)) == 1
+
+
+class Layered(nn.Module):
+    """Mean colour through one module of every kind that computes in half precision, and a norm that does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, (HEIGHT, WIDTH))
+        self.norm = nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.visual = Visual(4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.norm(self.conv(images).flatten(start_dim=2).mT)
+        attended = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.linear(attended[:, 0]) + self.visual.shift
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_matrices_are_held_as_they_are_computed(tmp_path, precision):
+    torch.manual_seed(0)
+    encoder = Layered()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    state = {f"model.{name}": value.clone() for name, value in encoder.state_dict().items()}
+    save_state_dict(tmp_path / "z.pt", state)
+    evaluator = Evaluator(encoder, Checkpoint(tmp_path / "z.pt"), **PLAIN, precision=precision)
+    wide = {"norm.weight", "norm.bias", "visual.proj", "visual.shift"}
+    assert {n for n, p in encoder.named_parameters() if p.dtype == torch.float32} >= wide
+    assert {p.dtype for n, p in encoder.named_parameters() if n not in wide} == {dtype}
+    update = {name: 1e-3 * torch.randn(value.shape) for name, value in state.items()}
+    for alpha in (0.3, 0.7, 0.7):  # steps that get lost in half precision, were it the sum's
+        evaluator.set_weights(update, alpha)
+        for name, parameter in encoder.named_parameters():
+            expected = state[f"model.{name}"] + alpha * update[f"model.{name}"]
+            torch.testing.assert_close(parameter.float(), expected.to(parameter.dtype).float(), rtol=1e-6, atol=0)
+    images = some_images(6)
+    features = torch.cat(list(evaluator.encode(images)))
+    assert features.dtype == torch.float32
+    reference = Layered().eval()
+    reference.load_state_dict({name: state[f"model.{name}"] for name in encoder.state_dict()})
+    reference_evaluator = Evaluator(reference, Checkpoint(tmp_path / "z.pt"), **PLAIN)
+    reference_evaluator.set_weights(update, 0.7)
+    exact = torch.cat(list(reference_evaluator.encode(images)))
+    torch.testing.assert_close(features, exact, rtol=0, atol=0 if precision == "fp32" else 0.03)
+
+
+# --- out of memory --------------------------------------------------------------------------------------------------
+
+
+class Small(MeanColour):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, room: int, error: Any = None):
+        super().__init__()
+        self.room = room
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none.")
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.room:
+            self.seen.append(images)
+            if callable(self.error):
+                self.error()
+            raise self.error
+        return super().forward(images)
+
+
+def sizes_of(encoder: MeanColour) -> list[int]:
+    return [len(seen) for seen in encoder.seen]
+
+
+def ask_for_too_much() -> None:
+    torch.empty(2**58, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("error", [None, ask_for_too_much], ids=["gpu", "cpu"])
+def test_out_of_memory_halves_the_batch_for_good(tmp_path, error):
+    encoder = Small(room=10, error=error)
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=32)
+    images = some_images(40)
+    labels, head = images.float().mean(dim=(1, 2)).argmax(dim=1), (torch.eye(3), torch.zeros(3))
+    labels[::4] = (labels[::4] + 1) % 3
+    assert evaluator.count_correct(images, labels, *head) == 30
+    assert sizes_of(encoder) == [32, 16, 8, 8, 8, 8, 8]
+    assert evaluator.batch_size == 8
+    encoder.seen.clear()
+    assert evaluator.count_correct(images[:20], labels[:20], *head) == 15
+    assert sizes_of(encoder) == [8, 8, 4], "the size is kept"
+
+
+def test_out_of_memory_in_the_middle_counts_nothing_twice(tmp_path):
+    encoder = Small(room=8)
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=7)
+    images = some_images(20)
+    features = evaluator.encode(images)
+    found = [next(features)]
+    encoder.room = 3  # another process took memory
+    found += list(features)
+    assert sizes_of(encoder) == [7, 7, 4, 2, 2, 2, 2, 2, 2, 1]
+    torch.testing.assert_close(torch.cat(found), images.float().mean(dim=(1, 2)) / 255)
+
+
+def test_odd_sizes_get_down_to_one(tmp_path):
+    encoder = Small(room=1)
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=5)
+    assert len(torch.cat(list(evaluator.encode(some_images(3))))) == 3
+    assert sizes_of(encoder) == [3, 3, 2, 1, 1, 1]
+
+
+def test_no_memory_for_one_image(tmp_path):
+    encoder = Small(room=0)
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=4)
+    with pytest.raises(EvaluationError) as caught:
+        list(evaluator.encode(some_images(9)))
+    assert str(caught.value) == (
+        "cpu: no memory for one image at a time (CUDA out of memory); free some, or let fewer evaluators share it."
+    )
+    assert sizes_of(encoder) == [4, 2, 1]
+
+
+def test_errors_that_are_not_about_memory_pass(tmp_path):
+    encoder = Small(room=2, error=RuntimeError("a bug"))
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=4)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(evaluator.encode(some_images(9)))
+    assert sizes_of(encoder) == [4]
+    assert evaluator.batch_size == 4
+
+
+def test_who_watches_the_encoder_is_told(tmp_path):
+    """A batch of which the first layers were seen must not be passed again."""
+    encoder = Small(room=2)
+    checkpoint = zero_shot(tmp_path / "z.pt", torch.eye(3))
+    evaluator = Evaluator(encoder, checkpoint, **PLAIN, batch_size=4, keep_batch_size=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(evaluator.encode(some_images(9)))
+    assert sizes_of(encoder) == [4]
+
+
+def test_a_measured_batch_size_fits(tmp_path):
+    encoder = Small(room=16)
+    evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN)
+    assert evaluator.measure_batch_size(HEIGHT, WIDTH) in (8, 16)
+    assert set(sizes_of(encoder)) <= {8, 16, 32}
+    assert evaluator.batch_size == 64, "measuring changes nothing"
+    assert encoder.seen[0].shape[1:] == (3, HEIGHT, WIDTH)
 
 
 def test_the_encoder_is_frozen(tmp_path):

@@ -1,5 +1,6 @@
 """The image cache: what was written is what is read, whatever the range."""
 
+import itertools
 from pathlib import Path
 
 import jaxtyping
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from raymerge import images
 from raymerge.errors import DataError
-from raymerge.images import ImageSplit, open_images, write_images
+from raymerge.images import ImageSplit, image_writer, open_images, write_images
 
 COUNT, HEIGHT, WIDTH = 23, 2, 3
 """Of images in batches of five, the last of which is not full."""
@@ -66,6 +67,23 @@ def test_what_is_read_may_be_written_to(written):
     assert torch.equal(split.labels(), labels)
 
 
+@given(bounds=st.tuples(st.integers(0, COUNT), st.integers(0, COUNT)).filter(lambda pair: pair[0] != pair[1]))
+def test_a_view_is_what_is_read(written, bounds):
+    split, pixels, labels = written
+    start, stop = sorted(bounds)
+    seen_pixels, seen_labels = split.view(start, stop)
+    assert torch.equal(seen_pixels, pixels[start:stop])
+    assert torch.equal(seen_labels, labels[start:stop])
+
+
+def test_a_view_copies_nothing_that_lies_together(written):
+    split, _, _ = written
+    pixel_bytes = HEIGHT * WIDTH * 3
+    first, second = split.view(0, 5)[0], split.view(2, 4)[0]
+    assert second.data_ptr() == first.data_ptr() + 2 * pixel_bytes
+    assert split.view(4, 6)[0].data_ptr() != first.data_ptr() + 4 * pixel_bytes, "from two parts of the file"
+
+
 @given(count=st.integers(1, 12), rows=st.integers(1, 13))
 def test_any_size_of_batches(tmp_path_factory, count, rows):
     path = tmp_path_factory.getbasetemp() / "sized.arrow"
@@ -86,6 +104,38 @@ def test_a_view_is_written_as_it_looks(tmp_path):
     assert split.size == (WIDTH, HEIGHT)
     assert torch.equal(split.read(0, len(split))[0], flipped)
     assert torch.equal(split.labels(), labels[::2])
+
+
+@given(cuts=st.lists(st.integers(0, COUNT), max_size=4))
+def test_written_piece_by_piece(tmp_path_factory, cuts):
+    path, part = (tmp_path_factory.getbasetemp() / name for name in ("pieces.arrow", "part.arrow"))
+    pixels, labels = some_images()
+    bounds = [0, *sorted(cuts), COUNT]
+    with image_writer(path, (HEIGHT, WIDTH)) as writer:
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if number % 2 and start < stop:
+                write_images(part, pixels[start:stop], labels[start:stop])
+                writer.append_split(open_images(part))
+            else:
+                writer.append(pixels[start:stop], labels[start:stop])
+    split = open_images(path)
+    assert torch.equal(split.read(0, COUNT)[0], pixels)
+    assert torch.equal(split.labels(), labels)
+
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+    pixels, labels = some_images()
+    write_images(tmp_path / "x.arrow", pixels, labels)
+
+    def fail() -> None:
+        with image_writer(tmp_path / "x.arrow", (HEIGHT, WIDTH)) as writer:
+            writer.append(pixels[:3], labels[:3])
+            raise DataError("an image cannot be decoded")
+
+    with pytest.raises(DataError, match="an image cannot be decoded"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
+    assert len(open_images(tmp_path / "x.arrow")) == COUNT
 
 
 def test_labels_and_images_of_different_number(tmp_path, monkeypatch):

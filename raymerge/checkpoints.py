@@ -195,17 +195,23 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     write_safetensors(path, kinds, tensors.__getitem__, lambda: metadata)
 
 
-def save_head(path: Path, weight: Float[Tensor, "classes dim"], bias: Float[Tensor, " classes"] | None = None) -> None:
+def save_head(
+    path: Path,
+    weight: Float[Tensor, "classes dim"],
+    bias: Float[Tensor, " classes"] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a head: a safetensors file, or exactly as the published ones are, a pickled Linear of a foreign class path.
 
     Args:
         path: `head_<Task>Val.pt`, or `.safetensors`.
         weight: exp(logit_scale) times the unit text embedding of every class.
         bias: None: zeros.
+        metadata: what a safetensors file says beside.
     """
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype) if bias is None else bias
     if path.suffix == ".safetensors":
-        save_safetensors(path, {"weight": weight, "bias": bias}, {"normalize": "true"})
+        save_safetensors(path, {"weight": weight, "bias": bias}, {**(metadata or {}), "normalize": "true"})
         return
     with _published_head_class() as head_class:
         head = head_class(weight.shape[1], weight.shape[0])

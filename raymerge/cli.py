@@ -24,6 +24,7 @@ from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
+from raymerge.cli_suites import suite_app
 from raymerge.errors import UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
 
@@ -156,6 +157,7 @@ app.command()(finetune)
 app.command()(doctor)
 app.command()(rehearse)
 app.add_typer(bench, name="bench")
+app.add_typer(suite_app, name="suite")
 app.add_typer(data_app, name="data")
 
 

@@ -9,6 +9,7 @@
     │   ├── DataError             exit 4   images or labels are missing or inconsistent
     │   ├── OutputError           exit 4   the output directory is locked, foreign or not writable
     │   └── ClusterError          exit 4   no cluster, or one without the resources asked for
+    ├── FetchError                exit 1   a download failed, or is not what was to be downloaded
     ├── MergeInputError           exit 1   task matrices no method can merge
     ├── EvaluationError           exit 1   an evaluator died or could not score its images
     └── TrainingError             exit 1   a fine-tuning diverged, or does not fit its device
@@ -55,6 +56,10 @@ class OutputError(PreflightError):
 
 
 class ClusterError(PreflightError):
+    pass
+
+
+class FetchError(RaymergeError):
     pass
 
 

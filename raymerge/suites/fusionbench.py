@@ -3,12 +3,13 @@
 Its EMNIST is letters, another task than the digits of the published collection.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from raymerge.data import dataset
 from raymerge.suites import check_profile
 from raymerge.suites.published import (
-    Files,
+    Kind,
     PublishedSuite,
     default_data,
     default_weights,
@@ -20,6 +21,7 @@ from raymerge.suites.tall_masks import TASKS
 
 NAME = "fusionbench"
 PROFILES = {"hub": "the models of tanganke/clip-vit-* on Hugging Face"}
+NOTE = "its EMNIST is letters (26 classes), another task than the digits of tall-masks"
 BACKBONES = {"ViT-B-32": "base-patch32", "ViT-B-16": "base-patch16", "ViT-L-14": "large-patch14"}
 SUFFIXES = {
     "Cars": "stanford-cars",
@@ -32,6 +34,24 @@ SUFFIXES = {
 """Where the name of the model is not that of the task in lower case."""
 
 
+SOURCE_FILES = ("model", "pytorch_model")
+"""Names of the weights in a repository, without suffix."""
+
+
+@dataclass(frozen=True)
+class FusionBench(PublishedSuite):
+    """A suite whose weights lie below its root as their repositories are called, with or without the owner."""
+
+    needs_conversion: bool = True
+
+    def source_names(self, kind: Kind, backbone: str, task: str | None = None) -> list[str]:
+        if kind == "head":
+            return self.names(kind, backbone, task)
+        repo = zero_shot_repo(backbone) if task is None else expert_repo(backbone, task)
+        folders = (repo, repo.partition("/")[2], repo.replace("/", "--"))
+        return [f"{folder}/{name}" for folder in folders for name in SOURCE_FILES]
+
+
 def fusionbench(profile: str | None = None, weights: Path | None = None, data: Path | None = None) -> PublishedSuite:
     """The collection, whether its files are there or not.
 
@@ -40,7 +60,7 @@ def fusionbench(profile: str | None = None, weights: Path | None = None, data: P
     """
     profile = check_profile(NAME, profile or "hub", PROFILES)
     datasets = {task: dataset("EMNIST-letters" if task == "EMNIST" else task) for task in TASKS}
-    suite = PublishedSuite(
+    suite = FusionBench(
         name=NAME,
         profile=profile,
         seed=0,
@@ -49,8 +69,6 @@ def fusionbench(profile: str | None = None, weights: Path | None = None, data: P
         tasks=tuple(task_of(datasets[task], task) for task in TASKS),
         data=data or default_data(),
         datasets=datasets,
-        files=Files(),
-        needs_conversion=True,
         option=NAME,
     )
     return with_counts(suite)

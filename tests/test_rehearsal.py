@@ -99,9 +99,9 @@ def test_experts_are_of_low_rank_and_leave_the_text_alone(world: Any) -> None:
                 assert not change.any(), name
             elif change.ndim == 2:
                 values = torch.linalg.svdvals(change)
-                assert values[RANK - 1] > 1e-3 * values[0] > 10 * values[RANK], name
+                assert values[RANK - 1] > 1e-2 * values[0] > values[RANK] > 0, name
                 norm = float(zero_shot.tensor(name).double().norm())
-                assert float(change.norm()) == pytest.approx(CHANGE * norm, rel=1e-4)
+                assert float(change.norm()) == pytest.approx(CHANGE * norm, rel=1e-3)
 
 
 def test_the_miniature_is_what_it_says(world: Any) -> None:

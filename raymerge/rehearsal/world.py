@@ -40,6 +40,8 @@ RANK = 4
 """Of what fine-tuning changed in every matrix of an expert."""
 CHANGE = 0.4
 """Norm of that change, relative to the matrix."""
+FAINT = 1e-3
+"""Norm of what else has changed, relative to that: no matrix of a real expert has a rank that is exactly low."""
 COMMON_PICTURES = 32
 """Whose mean feature tells what all pictures have in common."""
 
@@ -190,7 +192,7 @@ def _published_state(backbone: Backbone, generator: torch.Generator) -> dict[str
 
 
 def _change(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
-    """What fine-tuning did to a tensor: something of low rank to a matrix; text leftovers never move."""
+    """What fine-tuning did to a tensor: to a matrix mostly something of low rank; text leftovers never move."""
     if not name.startswith(PREFIX + "visual."):
         return torch.zeros_like(value)
     if value.ndim != 2:
@@ -198,7 +200,8 @@ def _change(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     rank = min(RANK, *value.shape)
     left = torch.randn(value.shape[0], rank, generator=generator)
     change = left @ torch.randn(rank, value.shape[1], generator=generator)
-    return change * (CHANGE * value.norm() / change.norm())
+    rest = torch.randn(value.shape, generator=generator)
+    return CHANGE * value.norm() * (change / change.norm() + FAINT * rest / rest.norm())
 
 
 def _normaliser(backbone: Backbone, size: int) -> Callable[["Image"], Tensor]:

@@ -110,6 +110,9 @@ def _fetch(suite: PublishedSuite, task: str, hub: Hub | None, force: bool, stage
         except _DownloadError as error:
             failures.append(f"{where}: {error}")
             continue
+        for other in dataset.sources:
+            if not isinstance(other, ByHand):
+                shutil.rmtree(_staging(other, root), ignore_errors=True)
         layout = _layout_name(dataset, root)
         note = dataset.note if layout != dataset.layouts[0].name else ""
         return Fetched(task, "fetched", where, tuple(failures), note=note)
@@ -134,8 +137,7 @@ def _download(source: Torchvision | HuggingFace, dataset: Dataset, root: Path) -
     Raises:
         _DownloadError: it did not work.
     """
-    name = source.class_name if isinstance(source, Torchvision) else source.repo.replace("/", "--")
-    staging = root / STAGING / name
+    staging = _staging(source, root)
     make_directory(staging)
     try:
         if isinstance(source, Torchvision):
@@ -158,6 +160,11 @@ def _download(source: Torchvision | HuggingFace, dataset: Dataset, root: Path) -
     if isinstance(source, HuggingFace) and source.folder is None:
         shutil.rmtree(root / huggingface_folder(source.repo), ignore_errors=True)  # files of another revision
     _move(staging, root)
+
+
+def _staging(source: Torchvision | HuggingFace, root: Path) -> Path:
+    name = source.class_name if isinstance(source, Torchvision) else source.repo.replace("/", "--")
+    return root / STAGING / name
 
 
 def _from_torchvision(source: Torchvision, folder: Path) -> None:

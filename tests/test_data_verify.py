@@ -121,14 +121,13 @@ def test_a_split_that_cannot_be_read(suite):
     assert [problem.partition(",")[0] for problem in row.problems] == [f"{path}: has {16 + 21 * 784 - 1} bytes"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_corrupt_image_is_named(tmp_path, workers):
+def test_every_corrupt_image_is_named(tmp_path):
     paths = write_birds(tmp_path)
     suite = raw_suite(tmp_path, [BIRDS_TASK])
     bad = [paths[2], paths[13], paths[20]]
     for path in bad:
         damage(path)
-    (row,) = verify_data(suite, ["Birds"], workers=workers)
+    row = verified(suite, "Birds")
     assert sorted(row.corrupt) == sorted(map(str, bad))
     assert sorted(problem.partition(": cannot be decoded (")[0] for problem in row.problems) == sorted(row.corrupt)
     assert verified(suite, "Birds", quick=True).problems == ()

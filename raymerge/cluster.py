@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raymerge.dispatcher import Dispatcher
 from raymerge.errors import ClusterError, RaymergeError
+from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.records import content_id
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings, ResourceSettings
@@ -142,15 +143,47 @@ def fingerprint(suite: Suite, hashes: Mapping[Path, str], moments: Path) -> str:
     return content_id({name(path): digest for path, digest in hashes.items()}, length=32)
 
 
+def is_decided(settings: EvaluationSettings) -> bool:
+    """Whether nothing of `settings` has to be measured. Batch sizes are, where there are GPUs."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    return settings.precision != "auto" and (settings.batch_size != "auto" or not has_gpus)
+
+
+def choose_evaluation(
+    suite: Suite, settings: EvaluationSettings, resources: ResourceSettings, tasks: Mapping[str, Sequence[str]]
+) -> EvaluationChoice:
+    """What `auto` stands for, measured in the place of one evaluator.
+
+    Args:
+        tasks: the tasks in use, by backbone.
+    """
+    # a process that has used a GPU keeps some of its memory
+    choose: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_calls=1)(
+        _choose
+    )
+    (choice,) = get([choose.remote(suite, settings, _threads(resources), tasks)])
+    return choice
+
+
 def start_evaluators(
-    suite: Suite, settings: EvaluationSettings, resources: ResourceSettings, num: int, backbones: Sequence[str]
+    suite: Suite,
+    settings: EvaluationSettings,
+    resources: ResourceSettings,
+    num: int,
+    backbones: Sequence[str],
+    batch_sizes: Mapping[str, int] | None = None,
 ) -> tuple[list[Any], str]:
-    """Start evaluators and wait until each has loaded its encoders. Returns their handles and the device's name."""
+    """Start evaluators and wait until each has loaded its encoders. Returns their handles and the device's name.
+
+    Args:
+        settings: with a precision that is not auto.
+        batch_sizes: by backbone, where they were measured.
+    """
     actor = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_restarts=-1)(
         _EvalActor
     )
-    threads = max(1, int(resources.cpus_per_evaluator))
-    evaluators: list[Any] = [actor.remote(suite, settings, threads) for _ in range(num)]
+    given = (suite, settings, _threads(resources), batch_sizes or {})
+    evaluators: list[Any] = [actor.remote(*given) for _ in range(num)]
     devices = get([evaluator.ready.remote(list(backbones)) for evaluator in evaluators])
     return evaluators, ", ".join(sorted(set(devices)))
 
@@ -183,13 +216,28 @@ def get(references: Sequence[Any], on_wait: Callable[[], None] = lambda: None, i
         raise ClusterError(f"Ray lost a task ({_first_line(error)}). Start the same command again.") from None
 
 
+def _threads(resources: ResourceSettings) -> int:
+    return max(1, int(resources.cpus_per_evaluator))
+
+
+def _choose(
+    suite: Suite, settings: EvaluationSettings, num_threads: int, tasks: Mapping[str, Sequence[str]]
+) -> EvaluationChoice:
+    import torch
+
+    from raymerge.evaluation_choice import choose
+
+    torch.set_num_threads(num_threads)
+    return choose(suite, settings, tasks, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 class _EvalActor:
     """EvalWorker as an actor. torch is imported in its process only."""
 
-    def __init__(self, suite: Suite, settings: EvaluationSettings, num_threads: int):
+    def __init__(self, suite: Suite, settings: EvaluationSettings, num_threads: int, batch_sizes: Mapping[str, int]):
         from raymerge.worker import EvalWorker, WorkerSetup
 
-        self._worker = EvalWorker(WorkerSetup(suite, settings, num_threads), fetch=ray.get)
+        self._worker = EvalWorker(WorkerSetup(suite, settings, num_threads, batch_sizes), fetch=ray.get)
 
     def ready(self, backbones: Sequence[str]) -> str:
         return self._worker.ready(backbones)

@@ -25,6 +25,8 @@ from raymerge.result_schema import RESULTS_VERSION
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+CHOICE = "evaluation_choice"
+"""Key of the manifest for what `auto` stands for in this sweep, once that is decided."""
 _DISTRIBUTIONS = ("torch", "ray", "optuna", "open_clip_torch", "pyarrow")
 
 
@@ -48,6 +50,19 @@ class Output:
         """
         _check_fingerprint(self.folder, self.manifest, suite_fingerprint)
         self.manifest["suite_fingerprint"] = suite_fingerprint
+        self._write()
+
+    @property
+    def choice(self) -> Mapping[str, Any] | None:
+        """What `auto` stands for, as an earlier run decided; None while nothing is decided."""
+        return self.manifest.get(CHOICE)
+
+    def keep_choice(self, choice: Mapping[str, Any]) -> None:
+        """Write down what `auto` stands for, so that whoever continues the sweep evaluates alike."""
+        self.manifest[CHOICE] = choice
+        self._write()
+
+    def _write(self) -> None:
         try:
             write_manifest(self.folder, self.manifest)
         except OSError as error:
@@ -95,6 +110,8 @@ def open_output(output_dir: Location, *, sweep: str, spec: Mapping[str, Any], sp
         "git_revision": _git_revision(),
         "spec": spec,
     }
+    if CHOICE in known:
+        manifest[CHOICE] = known[CHOICE]
     return Output(folder, manifest, lock)
 
 

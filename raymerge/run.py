@@ -4,15 +4,16 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raymerge.driver import Sweep, reference_cells
 from raymerge.errors import SweepFileError
+from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.methods import METHODS
-from raymerge.output import open_output
+from raymerge.output import Output, open_output
 from raymerge.published import Accuracies, expert_accuracies
 from raymerge.records import SPLITS, Cell, TrialRecord
 from raymerge.result_schema import RunContext
@@ -88,6 +89,7 @@ def run_sweep(
             hashes = cluster.check_suite(suite, tasks, moments if needs_moments else None)
             fingerprint = cluster.fingerprint(suite, hashes, moments)
             output.begin(fingerprint)
+            choice = _choose(output, spec, suite, tasks, listener)
             context = RunContext(
                 sweep=spec.name,
                 spec_hash=spec_hash(spec),
@@ -96,10 +98,33 @@ def run_sweep(
                 suite_seed=suite.seed,
                 suite_fingerprint=fingerprint,
                 objective=spec.search.objective,
-                precision=spec.evaluation.precision,
+                precision=choice.precision,
                 denominators=spec.evaluation.denominators,
             )
-            return _run(spec, suite, cells, output_dir, context, hashes, moments, slots, listener)
+            spec = with_precision(spec, choice.precision)
+            return _run(spec, suite, cells, output_dir, context, hashes, moments, choice.batch_sizes, slots, listener)
+
+
+def with_precision(spec: SweepSpec, precision: str) -> SweepSpec:
+    """The sweep in one of the precisions there are, in place of auto: it is part of what trials are known by."""
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"precision": precision})})
+
+
+def _choose(
+    output: Output, spec: SweepSpec, suite: Suite, tasks: Mapping[str, Sequence[str]], listener: Listener
+) -> EvaluationChoice:
+    """What `auto` stands for: as an earlier run of this sweep decided, or measured now and written down."""
+    from raymerge import cluster
+
+    if output.choice is not None:
+        return EvaluationChoice.from_dict(output.choice)
+    if cluster.is_decided(spec.evaluation):
+        return EvaluationChoice(spec.evaluation.precision)
+    listener.stage("measuring precisions and batch sizes")
+    choice = cluster.choose_evaluation(suite, spec.evaluation, spec.resources, tasks)
+    output.keep_choice(choice.as_dict())
+    listener.stage(f"evaluating with {choice}")
+    return choice
 
 
 def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
@@ -128,6 +153,7 @@ def _run(
     context: RunContext,
     hashes: dict[Path, str],
     moments: Path,
+    batch_sizes: Mapping[str, int],
     slots: "Slots",
     listener: Listener,
 ) -> Outcome:
@@ -152,7 +178,9 @@ def _run(
     listener.stage("starting evaluators")
     num = cluster.num_evaluators(spec.resources, slots)
     backbones = list(dict.fromkeys(cell.backbone for cell in cells))
-    evaluators, sweep.device = cluster.start_evaluators(suite, spec.evaluation, spec.resources, num, backbones)
+    evaluators, sweep.device = cluster.start_evaluators(
+        suite, spec.evaluation, spec.resources, num, backbones, batch_sizes
+    )
     dispatcher = cluster.start_dispatcher(evaluators, backbones)
     merges = MergeJobs(
         suite,

@@ -251,8 +251,17 @@ def test_threads_are_set(suite, updates, num_threads):
     assert WorkerSetup(suite, settings()).num_threads == 1
 
 
-@pytest.mark.parametrize(("given", "expected"), [("auto", None), (7, 7)])
-def test_settings_reach_the_evaluator(suite, updates, monkeypatch, given, expected):
+@pytest.mark.parametrize(
+    ("given", "measured", "expected"),
+    [
+        ("auto", {}, None),
+        (7, {}, 7),
+        ("auto", {BACKBONE: 32}, 32),
+        (7, {BACKBONE: 32}, 7),
+        ("auto", {"other": 32}, None),
+    ],
+)
+def test_settings_reach_the_evaluator(suite, updates, monkeypatch, given, measured, expected):
     seen: dict[str, Any] = {}
 
     class Recording(Evaluator):
@@ -261,10 +270,47 @@ def test_settings_reach_the_evaluator(suite, updates, monkeypatch, given, expect
             super().__init__(*args, **kwargs)
 
     monkeypatch.setattr(worker_module, "Evaluator", Recording)
-    make_worker(suite, updates, batch_size=given, precision="bf16").ready([BACKBONE])
+    setup = WorkerSetup(suite, settings(batch_size=given, precision="bf16"), batch_sizes=measured)
+    EvalWorker(setup, fetch=updates).ready([BACKBONE])
     assert seen["batch_size"] == expected
     assert seen["precision"] == "bf16"
     assert (seen["mean"], seen["std"]) == (tiny_suite.MEAN, tiny_suite.STD)
+
+
+def test_images_are_not_copied(suite, updates, monkeypatch):
+    seen: list[Tensor] = []
+    original = Evaluator.encode
+    monkeypatch.setattr(Evaluator, "encode", lambda self, images: (seen.append(images), original(self, images))[1])
+    worker = make_worker(suite, updates)
+    whole, part = correct_of(worker.run(job())), correct_of(worker.run(job(start=5, stop=25)))
+    assert part <= whole
+    assert seen[1].data_ptr() == seen[0].data_ptr() + 5 * seen[0][0].numel(), "both are the mapped file"
+
+
+def test_a_worker_that_runs_out_of_memory_goes_on_with_half_the_batch(suite, updates, monkeypatch):
+    expected = correct_of(make_worker(suite, updates).run(job()))
+    sizes: list[int] = []
+    original = Evaluator._features
+
+    def features(self: Evaluator, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        if len(images) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, images)
+
+    monkeypatch.setattr(Evaluator, "_features", features)
+    worker, room = make_worker(suite, updates, batch_size=16), 5
+    outcomes = [worker.run(job()), worker.run(job(split="test", stop=9))]
+    assert correct_of(outcomes[0]) == expected
+    assert isinstance(outcomes[1], Scored)
+    assert (outcomes[0].total, outcomes[1].total) == (25, 9)
+    assert sizes == [16, 8, 4, 4, 4, 4, 4, 4, 1, 4, 4, 1]
+    room = 0
+    failed = worker.run(job())
+    assert failed == Failed(
+        f"{BACKBONE}/Task1 (val): cpu: no memory for one image at a time (CUDA out of memory); free some, or let "
+        "fewer evaluators share it."
+    )
 
 
 # --- shards of trials -----------------------------------------------------------------------------------------------

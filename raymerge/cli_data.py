@@ -38,7 +38,8 @@ Tasks = Annotated[
 ]
 SuiteName = Annotated[str, typer.Option("--suite", metavar="SUITE", help="tall-masks, fusionbench, or a suite file.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes that decode images.  [default: one for every core]")
+    int | None,
+    typer.Option("--workers", min=1, help="Processes that decode images.  [default: one for every core, up to 16]"),
 ]
 
 

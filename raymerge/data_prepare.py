@@ -57,7 +57,7 @@ def prepare_images(
     Everything is checked before the first image is decoded. Two at once for the same data wait for each other.
 
     Args:
-        workers: processes that decode; None: one for every core, or fewer where there are few images.
+        workers: processes that decode; None: as many as are worth it.
         force: make what is there once more.
     Raises:
         DataError: a dataset is missing, damaged or of another size than is known of it; there is no room for its

@@ -71,7 +71,7 @@ def verify_data(
 
     Args:
         quick: decode no image, and do not read the cache as a whole.
-        workers: processes that decode; None: one for every core, or fewer where there are few images.
+        workers: processes that decode; None: as many as are worth it.
     Raises:
         RaymergeError: a process that decodes was killed.
     """

@@ -19,6 +19,8 @@ Result = TypeVar("Result")
 
 IMAGES_PER_PROCESS = 1000
 """A process takes about as long to start as it takes to decode so many images."""
+MAX_WORKERS = 16
+"""Unless asked for more: each takes 0.4 GB for torch, and so many fill a fast disk."""
 WAITING_PER_PROCESS = 1
 """Jobs that are handed out before a process is free for them, so that none has to wait for the next."""
 
@@ -26,9 +28,9 @@ _stop: Any = None
 
 
 def default_workers(num_images: int) -> int:
-    """How many processes are worth starting: one for every core, or fewer where there are few images."""
+    """How many processes are worth starting: one for every core, up to 16, or fewer where there are few images."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(num_images / IMAGES_PER_PROCESS)))
+    return max(1, min(cores, MAX_WORKERS, math.ceil(num_images / IMAGES_PER_PROCESS)))
 
 
 def run_jobs(

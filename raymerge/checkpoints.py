@@ -23,7 +23,7 @@ from torch import Tensor
 from raymerge.errors import CheckpointError
 from raymerge.linalg import all_finite
 from raymerge.model_file import write_safetensors
-from raymerge.safe_loading import load_without_code
+from raymerge.safe_loading import check_is_data, load_without_code
 from raymerge.whole_file import whole_file
 
 HEAD_CLASS = "src.models.modeling.ClassificationHead"
@@ -45,6 +45,7 @@ class Checkpoint:
         self.path = path
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint file.")
+        check_is_data(path)
         if path.suffix == ".safetensors":
             self._tensors: Mapping[str, Tensor] = _LazySafetensors(path)
         else:

@@ -8,17 +8,11 @@ from typing import Any
 
 from raymerge.checkpoints import file_sha256
 from raymerge.errors import FetchError
+from raymerge.not_data import not_data
 from raymerge.whole_file import make_directory, sync_directory
 
 POLL_S = 1.0
 """Between two looks at a download that runs."""
-
-_NOT_DATA = {
-    b"<!doctype": "a web page",
-    b"<html": "a web page",
-    b"<?xml": "a web page",
-    b"version https://git-lfs": "the pointer of a large file, not the file",
-}
 
 
 def check_download(path: Path, *, name: str, size: int | None = None, sha256: str | None = None) -> None:
@@ -31,13 +25,8 @@ def check_download(path: Path, *, name: str, size: int | None = None, sha256: st
         FetchError: it is empty, a web page, of another size or of another content.
     """
     found = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    for beginning, what in _NOT_DATA.items():
-        if start.startswith(beginning):
-            raise FetchError(f"{name}: what came is {what}; is there a quota, or is a login needed? Try again later.")
-    if not found:
-        raise FetchError(f"{name}: what came is empty. The same command tries again.")
+    if what := not_data(path):
+        raise FetchError(f"{name}: what came is {what}; is there a quota, or is a login needed? Try again later.")
     if size is not None and found != size:
         raise FetchError(f"{name}: {found:,} bytes came, expected {size:,}. The same command tries again.")
     if sha256 is not None and (hashed := file_sha256(path)) != sha256:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from raymerge.errors import CheckpointError
+from raymerge.not_data import PICKLE_START, not_data
 from raymerge.pickle_globals import pickle_globals
 
 _LOADING = threading.Lock()
@@ -29,6 +30,7 @@ def load_without_code(path: Path, stand_ins: Mapping[str, type] | None = None) -
     Raises:
         CheckpointError: the file names something else, all of which is listed; or it is damaged.
     """
+    check_is_data(path)
     stand_ins, is_zip = stand_ins or {}, False
     try:
         is_zip = zipfile.is_zipfile(path)  # only this format of torch's can be mapped
@@ -41,14 +43,20 @@ def load_without_code(path: Path, stand_ins: Mapping[str, type] | None = None) -
                 f"{path}: refused, because loading it would run code: it needs {', '.join(offending)}. "
                 "Convert it to safetensors where you trust it."
             ) from None
-        if not is_zip:  # a module then refers to its class in a way that the restricted loader never follows
+        if not is_zip and _is_pickle(path):  # a module then names its class in a way that the restricted loader refuses
             raise CheckpointError(
-                f"{path}: not a checkpoint of plain tensors, or a module in the format of torch before 1.6, which "
+                f"{path}: not a checkpoint of plain tensors; or a module in the format of torch before 1.6, which "
                 "cannot be read without running it. Save it again with a newer torch."
             ) from None
         raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({type(error).__name__}).") from None
     except Exception as error:  # a damaged pickle is a random program: it fails with whatever error it likes
         raise CheckpointError(f"{path}: truncated or not a checkpoint ({_reason(error)}). Fetch it again.") from None
+
+
+def check_is_data(path: Path) -> None:
+    """Raise CheckpointError if the file is what a failed download leaves, such as a web page."""
+    if what := not_data(path):
+        raise CheckpointError(f"{path}: is {what}, expected a checkpoint. Fetch it again.")
 
 
 @contextlib.contextmanager
@@ -72,6 +80,12 @@ def _allowed_by_torch() -> set[str]:
     return set(listed())
 
 
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == PICKLE_START
+
+
 def _reason(error: BaseException) -> str:
     """The first sentence of torch's message, which may run over a whole paragraph."""
-    return str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip().split(". ")[0]
+    return text.splitlines()[0] if any(character.isalpha() for character in text) else type(error).__name__

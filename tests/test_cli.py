@@ -406,7 +406,13 @@ def test_version_and_help():
         "schema",
         "merge",
         "stats",
+        "evaluate",
+        "finetune",
+        "doctor",
+        "rehearse",
         "bench",
+        "suite",
+        "data",
     ]
     for command in ("sweep", "plan", "report", "schema", "stats"):
         assert call(command, "--help").exit_code == 0

@@ -140,7 +140,8 @@ def test_samples_can_be_sent_to_other_processes(written: tuple[Dataset, Path, di
 def test_a_missing_dataset_is_one_sentence_with_the_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         dataset(name).find_layout(tmp_path)
-    assert re.search(rf"^{name}: not found under .*'raymerge data fetch {name} --data .*' gets it", str(error.value))
+    command = f"raymerge data fetch {name} --data {tmp_path}"
+    assert re.search(rf"^{name}: not found under .* with: {command}$", str(error.value))
 
 
 @pytest.mark.parametrize("name", list(datasets()))

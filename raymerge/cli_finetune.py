@@ -227,8 +227,8 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         if row["status"] == "made" and row["steps"] <= row["warmup"]:
             yield (
-                f"{row['backbone']}/{row['task']}: its warm-up of {row['warmup']} steps is no shorter than its training "
-                f"of {row['steps']}, so that the learning rate only rose; --warmup sets it."
+                f"{row['backbone']}/{row['task']}: the warm-up of {row['warmup']} steps is no shorter than the "
+                f"training of {row['steps']}, so that the learning rate only rose; --warmup sets it."
             )
         if row.get("differs"):
             yield f"{row['backbone']}/{row['task']}: was made with {row['differs']}."

@@ -5,7 +5,7 @@ A job that fails does not stop the others. A job whose worker dies is started ag
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,19 @@ def machine_of(
     return Machine(device, threads=cpus, workers=workers, save_every_s=resources.save_every_s), cpus
 
 
+def check_fits(needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]], cpus: int) -> None:
+    """Ray waits for ever for what no node has.
+
+    Raises:
+        ClusterError: no node has what one job needs.
+    """
+    if not any(all(node.get(kind, 0.0) >= need for kind, need in needs.items()) for node in nodes):
+        raise ClusterError(
+            f"no node has {cpus} cores and {needs['GPU']:g} GPUs for one expert; ask for fewer with --cpus-per-task or "
+            "--gpus-per-task."
+        )
+
+
 # --- in this process -------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +118,7 @@ def _run_here(
     from raymerge.finetuning import finetune
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = torch.cuda.device_count()
+    gpus = float(torch.cuda.device_count())
     machine, _ = machine_of(resources, num_chosen, cores=cores, most_cores=cores, gpus=gpus)
     stage(f"fine-tuning {job} on {machine.device}")
 
@@ -151,11 +164,7 @@ def _run_on_ray(
         resources, num_chosen, cores=slots.cpus // slots.per_core, most_cores=most_cores, gpus=gpus
     )
     needs = {"CPU": float(cpus * slots.per_core), "GPU": resources.gpus if machine.device == "cuda" else 0.0}
-    if not any(all(node.get(kind, 0) >= need for kind, need in needs.items()) for node in nodes):
-        raise ClusterError(
-            f"no node has {cpus} cores and {needs['GPU']:g} GPUs for one expert; ask for fewer with --cpus-per-task or "
-            "--gpus-per-task."
-        )
+    check_fits(needs, nodes, cpus)
     progress: Any = ray.remote(num_cpus=0)(_Progress).remote()
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"])(_run)
     stage(f"fine-tuning {len(jobs)} experts on {machine.device}")

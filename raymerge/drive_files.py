@@ -90,4 +90,4 @@ def _one_sentence(what: str) -> Iterator[None]:
         text = without_secrets(error)
         refused = any(word in str(error).lower() for word in ("quota", "permission", "too many", "many accesses"))
         hint = "Drive has quotas, so try again tomorrow" if refused else "is there a network?"
-        raise FetchError(f"{what}: cannot be fetched ({text}); {hint}") from error
+        raise FetchError(f"{what}: cannot be fetched ({text}); {hint}.") from error

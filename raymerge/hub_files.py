@@ -16,7 +16,9 @@ from raymerge.downloads import bytes_below, in_background, without_secrets
 from raymerge.errors import FetchError
 
 TIMEOUT_S = 15.0
-TOO_MANY_REQUESTS = 429
+_NO_ACCESS = "there is no such repository or file, or it is private; log in with 'hf auth login' if it is"
+_WHY = {401: _NO_ACCESS, 403: _NO_ACCESS, 404: _NO_ACCESS, 429: "too many requests, so wait a few minutes"}
+"""By the status of an answer."""
 
 
 class HubUnreachable(FetchError):
@@ -139,12 +141,10 @@ def _one_sentence(what: str) -> Iterator[None]:
             f"{what}: access has to be asked for on huggingface.co; then log in with 'hf auth login'."
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        raise FetchError(
-            f"{what}: the hub has no such repository or file, or it is private; log in with 'hf auth login' if it is."
-        ) from error
+        raise FetchError(f"{what}: {_NO_ACCESS}.") from error
     except errors.HfHubHTTPError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        why = "too many requests, so wait a few minutes" if status == TOO_MANY_REQUESTS else "try again later"
+        why = _WHY.get(status or 0, "try again later")
         raise FetchError(f"{what}: the hub answered {status or without_secrets(error)}: {why}.") from error
     except Exception as error:  # of requests or httpx, of the disk, or of huggingface_hub itself
         module = type(error).__module__.partition(".")[0]

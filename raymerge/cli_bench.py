@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raymerge.cli_bench_evaluate import INTERRUPTED, bench_agreement, bench_evaluate
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.cli_suite import known_names
 from raymerge.errors import UsageError
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from raymerge.bench.merge import Timed
 
 bench = typer.Typer(help="Measure what raymerge costs on this machine.", no_args_is_help=True)
-
-
-INTERRUPTED = "interrupted: a benchmark keeps nothing that it has measured."
+bench.command("evaluate")(bench_evaluate)
+bench.command("agreement")(bench_agreement)
 
 
 class Spectrum(enum.StrEnum):

@@ -3,7 +3,7 @@
 import re
 import reprlib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -60,10 +60,16 @@ def _sentence(details: Mapping[str, Any], root: type[BaseModel], prefix: str) ->
 
 def _model_at(root: type[BaseModel], loc: Iterable[str | int]) -> type[BaseModel]:
     for part in loc:
-        annotation = root.model_fields[str(part)].annotation
-        candidates = [annotation, *typing.get_args(annotation)]
-        root = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        if str(part) in root.model_fields:  # otherwise it is an item of the list or mapping that the field is
+            root = next(_models_in(root.model_fields[str(part)].annotation), root)
     return root
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
 
 
 def as_problem(sentence: str) -> PydanticCustomError:

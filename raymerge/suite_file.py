@@ -89,10 +89,11 @@ def load_suite_file(
     here = file.expanduser().resolve().parent
     usual = ((here / Path(spec.weights).expanduser()).resolve(), (here / Path(spec.data).expanduser()).resolve())
     weights, data = weights or usual[0], data or usual[1]
-    backbones, made, problems = {}, [], []
+    backbones, sizes, made, problems = {}, {}, [], []
     for name, section in spec.backbones.items():
         try:
             backbones[name] = _backbone(name, section, here)
+            sizes[name] = image_size(backbones[name])
         except SuiteError as error:
             problems.append((("backbones", name), str(error)))
     for number, section in enumerate(spec.tasks):
@@ -100,7 +101,6 @@ def load_suite_file(
             made.append(_task_and_dataset(section, data))
         except (SuiteError, DataError) as error:
             problems.append((("tasks", number), str(error)))
-    sizes = {name: image_size(backbone) for name, backbone in backbones.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         problems.append(

@@ -19,9 +19,9 @@ from raymerge.streams import INTERRUPTED, errors_told, interruptible, render, te
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from raymerge.data_fetch import Fetched
-    from raymerge.data_prepare import Prepared
-    from raymerge.data_verify import SplitFound, Verified
+    from raymerge.data_files.fetch import Fetched
+    from raymerge.data_files.prepare import Prepared
+    from raymerge.data_files.verify import SplitFound, Verified
     from raymerge.progress import Lines, LiveView, Silent
     from raymerge.suites.published import PublishedSuite
 
@@ -64,7 +64,7 @@ def fetch(
     """Download datasets that are not there, or say what to do where no download works."""
     with errors_told(debug), interruptible():
         found, chosen = _suite_and_tasks(suite, profile, data, tasks)
-        from raymerge.data_fetch import fetch_data
+        from raymerge.data_files.fetch import fetch_data
 
         with contextlib.redirect_stdout(sys.stderr), _library_output(quiet):
             stage = (lambda what: None) if quiet else tell  # libraries draw progress bars of their own
@@ -96,7 +96,7 @@ def prepare(
         found, chosen = _suite_and_tasks(suite, profile, data, tasks)
         with _watched(quiet) as view:
             view.stage("looking at the image cache")
-            from raymerge.data_prepare import prepare_images
+            from raymerge.data_files.prepare import prepare_images
 
             rows = prepare_images(found, chosen, workers=workers, force=force, stage=view.stage, report=view.preparing)
         render(_prepared_table(found, rows))
@@ -123,7 +123,7 @@ def verify(
         found, chosen = _suite_and_tasks(suite, profile, data, tasks)
         with _watched(quiet) as view:
             view.stage("looking for datasets")
-            from raymerge.data_verify import verify_data
+            from raymerge.data_files.verify import verify_data
 
             rows = verify_data(found, chosen, quick=quick, workers=workers, stage=view.stage, report=view.preparing)
         wrong = [row.task for row in rows if row.problems]

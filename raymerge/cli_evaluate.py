@@ -206,7 +206,7 @@ def _experts_table(backbone: str, rows: Sequence[Mapping[str, Any]]) -> "Rendera
                 value, known = row.get(f"{who}_accuracy"), row.get(f"published_{who}_accuracy")
                 cells.append(_percent(value))
                 if has_published:
-                    cells.append("" if None in (value, known) else f"{100 * (value - known):+.1f}")
+                    cells.append("" if value is None or known is None else f"{100 * (value - known):+.1f}")
             cells.append(f"{row['total']}" if row.get("total") else "")
         table.add_row(*cells)
     averages = ["average"]

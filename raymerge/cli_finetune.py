@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from raymerge.errors import RaymergeError
-    from raymerge.finetune_files import Output
-    from raymerge.finetune_jobs import Resources
-    from raymerge.finetune_recipe import FinetuneRecipe
-    from raymerge.finetuning import Finetuned, Job
+    from raymerge.finetuning.expert import Finetuned, Job
+    from raymerge.finetuning.files import Output
+    from raymerge.finetuning.jobs import Resources
+    from raymerge.finetuning.recipe import FinetuneRecipe
     from raymerge.progress import Lines, LiveView, Silent
 
 Key = tuple[str, str]
@@ -95,9 +95,9 @@ def finetune(
 ) -> None:
     """Fine-tune experts on the raw datasets of a suite."""
     with errors_told(debug, interrupted=INTERRUPTED):
-        from raymerge.finetune_files import find_output
-        from raymerge.finetune_jobs import Resources
-        from raymerge.finetune_recipe import published_recipe
+        from raymerge.finetuning.files import find_output
+        from raymerge.finetuning.jobs import Resources
+        from raymerge.finetuning.recipe import published_recipe
         from raymerge.suite_file import find_suite
         from raymerge.suites.published import PublishedSuite
 
@@ -162,7 +162,7 @@ def _finetune(
         view.stage("loading torch")
         with interruptible():
             jobs = _jobs(output, recipes, force, view)
-        from raymerge.finetune_jobs import run_jobs
+        from raymerge.finetuning.jobs import run_jobs
 
         with stoppable() as should_stop:
             outcomes = run_jobs(
@@ -182,8 +182,8 @@ def _jobs(
     output: "Output", recipes: "Mapping[Key, FinetuneRecipe]", force: bool, view: "Silent | Lines | LiveView"
 ) -> "list[Job]":
     """What is to be done, once everything it starts from is in the output."""
-    from raymerge.finetune_start import prepare_backbone  # torch takes seconds to import
-    from raymerge.finetuning import Job
+    from raymerge.finetuning.expert import Job
+    from raymerge.finetuning.start import prepare_backbone  # torch takes seconds to import
 
     view.stage("checking datasets, weights and heads")
     suite = output.suite
@@ -204,7 +204,7 @@ def _jobs(
 def _row(
     output: "Output", backbone: str, task: str, recipe: "FinetuneRecipe", outcome: "Finetuned | RaymergeError | None"
 ) -> dict[str, Any]:
-    from raymerge.finetune_files import difference, read_record
+    from raymerge.finetuning.files import difference, read_record
 
     files = output.of_expert(backbone, task)
     row: dict[str, Any] = {"backbone": backbone, "task": task, "file": str(files.expert), "warmup": recipe.warmup}

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 from raymerge import cli
 from raymerge.data.splits import read_split
 from raymerge.data.transforms import to_pixels
-from raymerge.data_prepare import prepare_images
-from raymerge.image_cache import cached
+from raymerge.data_files.cache_record import cached
+from raymerge.data_files.prepare import prepare_images
 from raymerge.images import open_images
 from raymerge.records import SPLITS
 from raymerge.rehearsal.raw import write_raw

@@ -21,7 +21,7 @@ import raymerge
 from raymerge import cli
 from raymerge.checkpoints import Checkpoint
 from raymerge.errors import ClusterError, UsageError
-from raymerge.finetune_jobs import Resources, check_fits, machine_of
+from raymerge.finetuning.jobs import Resources, check_fits, machine_of
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ("--epochs", "2", "--batch-size", "40", "--learning-rate", "6e-3", "--warmup", "3", "--cpus-per-task", "1")

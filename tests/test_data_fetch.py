@@ -22,7 +22,7 @@ from raw_suite import BIRDS_TASK, raw_suite, write_mnist
 
 from raymerge.data import ByHand, HuggingFace, Torchvision, dataset
 from raymerge.data.splits import read_split
-from raymerge.data_fetch import Fetched, fetch_data
+from raymerge.data_files.fetch import Fetched, fetch_data
 from raymerge.errors import DataError
 from raymerge.rehearsal.raw import write_raw
 from raymerge.suites.published import PublishedSuite

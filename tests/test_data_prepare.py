@@ -21,14 +21,16 @@ import torchvision
 from raw_suite import BIRDS_TASK, SIDE, damage, raw_suite, write_birds, write_mnist
 
 import raymerge
-from raymerge import cache_plan, data_prepare, image_cache
 from raymerge.checkpoints import file_sha256
 from raymerge.data import dataset
 from raymerge.data.splits import drawn_indices, index_hash, read_split
 from raymerge.data.transforms import to_pixels
-from raymerge.data_prepare import prepare_images
+from raymerge.data_files import cache_plan
+from raymerge.data_files import cache_record as image_cache
+from raymerge.data_files import prepare as data_prepare
+from raymerge.data_files.cache_record import cached, read_record
+from raymerge.data_files.prepare import prepare_images
 from raymerge.errors import DataError, PreflightError
-from raymerge.image_cache import cached, read_record
 from raymerge.images import DecodedSplit, open_images
 from raymerge.preflight import check_images
 from raymerge.records import SPLITS

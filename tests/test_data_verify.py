@@ -11,8 +11,8 @@ from raw_suite import BIRDS_TASK, damage, raw_suite, write_birds, write_mnist
 
 from raymerge.data import dataset
 from raymerge.data.splits import drawn_indices, index_hash
-from raymerge.data_prepare import prepare_images
-from raymerge.data_verify import SplitFound, Verified, verify_data
+from raymerge.data_files.prepare import prepare_images
+from raymerge.data_files.verify import SplitFound, Verified, verify_data
 from raymerge.rehearsal.raw import write_raw
 from raymerge.suites.published import PublishedSuite
 

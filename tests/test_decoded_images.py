@@ -16,7 +16,7 @@ from raymerge.checkpoints import open_checkpoint, save_head, save_state_dict
 from raymerge.data import dataset
 from raymerge.data._readers import array_images
 from raymerge.data.splits import read_split
-from raymerge.data_prepare import prepare_images
+from raymerge.data_files.prepare import prepare_images
 from raymerge.errors import DataError
 from raymerge.evaluation import Evaluator
 from raymerge.images import DecodedSplit, cached_split, decoded_split

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from training_world import BACKBONE, TWINS, small_world
 
-from raymerge import finetuning
 from raymerge.backbones import build_image_encoder
 from raymerge.checkpoints import Checkpoint, check_checkpoint, file_sha256, load_head, save_head, save_state_dict
 from raymerge.data import dataset
@@ -19,10 +18,11 @@ from raymerge.data.splits import drawn_indices, read_split
 from raymerge.data.transforms import to_pixels
 from raymerge.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
 from raymerge.evaluation import Evaluator
-from raymerge.finetune_files import difference, find_output, read_record
-from raymerge.finetune_recipe import EPOCHS, FinetuneRecipe, published_recipe
-from raymerge.finetune_start import prepare_backbone
-from raymerge.finetuning import Finetuned, Job, Machine, finetune, training_recipe
+from raymerge.finetuning import expert as finetuning
+from raymerge.finetuning.expert import Finetuned, Job, Machine, finetune, training_recipe
+from raymerge.finetuning.files import difference, find_output, read_record
+from raymerge.finetuning.recipe import EPOCHS, FinetuneRecipe, published_recipe
+from raymerge.finetuning.start import prepare_backbone
 from raymerge.heads import zero_shot_head
 from raymerge.suite_file import load_suite_file
 from raymerge.suites.published import PublishedSuite, openai_backbone
@@ -324,7 +324,7 @@ def test_a_damaged_state_is_named(suite, undisturbed):
 
 
 def test_two_processes_do_not_make_the_same_expert(suite, monkeypatch):
-    monkeypatch.setattr("raymerge.finetune_files.LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("raymerge.finetuning.files.LOCK_TIMEOUT_S", 0.05)
     job = job_of(suite)
 
     def watch(*args: object) -> bool:

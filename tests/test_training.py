@@ -16,8 +16,8 @@ from torchvision.transforms import RandomResizedCrop
 from raymerge.data import Samples
 from raymerge.data.train_transform import RATIO, SCALE, crop_box, to_train_pixels
 from raymerge.errors import DataError, TrainingError
+from raymerge.finetuning.images import TrainingImages
 from raymerge.training import Batch, Batches, Trainer, TrainingRecipe, train, warmup_then_cosine
-from raymerge.training_images import TrainingImages
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 RECIPE = TrainingRecipe(steps=6, learning_rate=0.01, weight_decay=0.1, warmup=2)

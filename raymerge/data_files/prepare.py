@@ -13,12 +13,12 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from raymerge.cache_plan import CHUNKS_PREFIX, CachePlan, check_room, plan_cache
 from raymerge.checkpoints import file_sha256
 from raymerge.data import Samples
 from raymerge.data.splits import read_split
+from raymerge.data_files.cache_plan import CHUNKS_PREFIX, CachePlan, check_room, plan_cache
+from raymerge.data_files.cache_record import CacheRecord, cached, check_declared, record_path, write_record
 from raymerge.errors import DataError
-from raymerge.image_cache import CacheRecord, cached, check_declared, record_path, write_record
 from raymerge.images import DecodedSplit, image_writer, open_images
 from raymerge.processes import default_workers, go_on, run_jobs
 from raymerge.records import SPLITS, Split

@@ -13,7 +13,7 @@ from raymerge.errors import ClusterError, RaymergeError, TrainingError, UsageErr
 
 if TYPE_CHECKING:
     from raymerge.cluster import Slots
-    from raymerge.finetuning import Finetuned, Job, Machine, Watch
+    from raymerge.finetuning.expert import Finetuned, Job, Machine, Watch
 
 Stage = Callable[[str], None]
 Report = Callable[[str, float], None]
@@ -81,7 +81,7 @@ def machine_of(
     Raises:
         UsageError: there is no GPU, but one is asked for.
     """
-    from raymerge.finetuning import Machine
+    from raymerge.finetuning.expert import Machine
 
     if resources.device == "cuda" and not gpus:
         raise UsageError("--device cuda, but no CUDA device is found; use auto or cpu.")
@@ -115,7 +115,7 @@ def _run_here(
 ) -> "Finetuned | RaymergeError":
     import torch
 
-    from raymerge.finetuning import finetune
+    from raymerge.finetuning.expert import finetune
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = float(torch.cuda.device_count())
@@ -221,7 +221,7 @@ def _run(job: "Job", machine: "Machine", progress: Any) -> "Finetuned | Raymerge
     """A job as a Ray task. Its errors are values, as the others go on."""
     import ray
 
-    from raymerge.finetuning import finetune
+    from raymerge.finetuning.expert import finetune
 
     if ray.get(progress.stops.remote()):
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from raymerge.backbones import pretrained_clip
 from raymerge.checkpoints import PREFIX, Checkpoint, load_head, save_head, save_state_dict
 from raymerge.errors import CheckpointError
-from raymerge.finetune_files import Output, writing
+from raymerge.finetuning.files import Output, writing
 from raymerge.heads import build_heads
 from raymerge.suites.demo.clip import published_state
 from raymerge.suites.published import PublishedSuite

@@ -15,8 +15,8 @@ import numpy as np
 from raymerge.data import Layout, Samples
 from raymerge.data.checks import check_split
 from raymerge.data.splits import drawn_indices, index_hash
+from raymerge.data_files.cache_record import FORMAT, CacheRecord
 from raymerge.errors import DataError
-from raymerge.image_cache import FORMAT, CacheRecord
 from raymerge.images import open_images
 from raymerge.records import SPLITS, Split, content_id
 from raymerge.suites.published import PublishedSuite

@@ -12,8 +12,8 @@ from raymerge.data import Samples
 from raymerge.data._dataset import RawSplit
 from raymerge.data.checks import NAMES, expected_size, problems_of
 from raymerge.data.splits import drawn_indices, index_hash
+from raymerge.data_files.cache_record import cached, check_declared, read_record
 from raymerge.errors import DataError
-from raymerge.image_cache import cached, check_declared, read_record
 from raymerge.images import open_images
 from raymerge.processes import default_workers, go_on, run_jobs
 from raymerge.records import SPLITS

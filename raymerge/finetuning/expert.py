@@ -21,13 +21,13 @@ from raymerge.data import Samples
 from raymerge.data.splits import index_hash, read_split
 from raymerge.errors import CheckpointError, DataError, OutputError, RaymergeError, TrainingError
 from raymerge.evaluation import PRECISIONS
-from raymerge.finetune_files import ExpertFiles, alone, read_resume, write_record, write_resume, writing
-from raymerge.finetune_recipe import FinetuneRecipe
-from raymerge.finetune_start import load_frozen_head, tensors_of
+from raymerge.finetuning.files import ExpertFiles, alone, read_resume, write_record, write_resume, writing
+from raymerge.finetuning.images import TrainingImages, steps_per_epoch
+from raymerge.finetuning.recipe import FinetuneRecipe
+from raymerge.finetuning.start import load_frozen_head, tensors_of
 from raymerge.linalg import all_finite
 from raymerge.suites.published import PublishedSuite
 from raymerge.training import Trainer, TrainingRecipe, train
-from raymerge.training_images import TrainingImages, steps_per_epoch
 from raymerge.whole_file import whole_file
 
 RECORD_FORMAT = 1

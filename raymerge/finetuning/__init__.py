@@ -1,0 +1,1 @@
+"""Fine-tuning experts from raw datasets: the recipe, the files, one expert, and several at once."""

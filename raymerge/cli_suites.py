@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from raymerge.cli_options import Debug, Json, Quiet
-from raymerge.cli_suite import Backbones, NumTasks, Profile, Tasks, Weights, chosen_backbones, chosen_tasks
+from raymerge.cli_suite import (
+    Backbones,
+    Data,
+    NumTasks,
+    Profile,
+    SuiteSeed,
+    Tasks,
+    Weights,
+    check_variant,
+    chosen_backbones,
+    chosen_tasks,
+)
 from raymerge.errors import PreflightError, SuiteError, UsageError
 from raymerge.streams import errors_told, interruptible, render, tell, write_json
 
@@ -41,6 +52,7 @@ def fetch(
     name: SuiteName,
     profile: Profile = None,
     weights: Weights = None,
+    data: Data = None,
     backbones: Backbones = None,
     num_tasks: NumTasks = None,
     tasks: Tasks = None,
@@ -56,7 +68,7 @@ def fetch(
     What was begun is continued, and a file gets its name once it is whole.
     """
     with errors_told(debug):
-        found, chosen = _chosen(name, profile, weights, backbones, num_tasks, tasks)
+        found, chosen = _chosen(name, profile, (weights, data), backbones, num_tasks, tasks)
 
         def run(view: "Silent | Lines | LiveView") -> "list[Fetched]":
             from raymerge.suite_fetch import fetch_suite
@@ -81,6 +93,7 @@ def convert(
     name: SuiteName,
     profile: Profile = None,
     weights: Weights = None,
+    data: Data = None,
     backbones: Backbones = None,
     num_tasks: NumTasks = None,
     tasks: Tasks = None,
@@ -99,7 +112,7 @@ def convert(
     with errors_told(debug):
         if output and "://" in output:
             raise UsageError(f"--output '{output}' is not a folder of this machine; give a local folder.")
-        found, chosen = _chosen(name, profile, weights, backbones, num_tasks, tasks)
+        found, chosen = _chosen(name, profile, (weights, data), backbones, num_tasks, tasks)
         folder = Path(output).expanduser() if output else None
 
         def run(view: "Silent | Lines | LiveView") -> "list[Conversion]":
@@ -137,7 +150,9 @@ def verify(
         ),
     ],
     profile: Profile = None,
+    suite_seed: SuiteSeed = None,
     weights: Weights = None,
+    data: Data = None,
     backbones: Backbones = None,
     num_tasks: NumTasks = None,
     tasks: Tasks = None,
@@ -161,7 +176,9 @@ def verify(
     with errors_told(debug):
         if quick and write_hashes:
             raise UsageError("--quick reads no hashes that --write-hashes could write; leave one of them out.")
-        found, chosen = _chosen(name, profile, weights, backbones, num_tasks, tasks, any_suite=True)
+        found, chosen = _chosen(
+            name, profile, (weights, data), backbones, num_tasks, tasks, seed=suite_seed, any_suite=True
+        )
 
         def run(view: "Silent | Lines | LiveView") -> "tuple[list[Finding], list[Path]]":
             from raymerge.hash_list import hashes_for
@@ -199,6 +216,7 @@ def heads(
     name: SuiteName,
     profile: Profile = None,
     weights: Weights = None,
+    data: Data = None,
     backbones: Backbones = None,
     num_tasks: NumTasks = None,
     tasks: Tasks = None,
@@ -208,7 +226,7 @@ def heads(
 ) -> None:
     """Build missing heads from class names and prompts."""
     with errors_told(debug):
-        found, chosen = _chosen(name, profile, weights, backbones, num_tasks, tasks)
+        found, chosen = _chosen(name, profile, (weights, data), backbones, num_tasks, tasks)
 
         def run(view: "Silent | Lines | LiveView") -> dict[str, list[Path]]:
             from raymerge.heads import build_heads
@@ -239,18 +257,20 @@ def heads(
 def _chosen(
     name: str,
     profile: str | None,
-    weights: str | None,
+    folders: tuple[str | None, str | None],
     backbones: Sequence[str] | None,
     num_tasks: int | None,
     tasks: str | None,
     *,
+    seed: int | None = None,
     any_suite: bool = False,
 ) -> tuple[Any, dict[str, Sequence[str]]]:
     """The suite, and the tasks by backbone."""
     from raymerge.suite_file import find_suite
     from raymerge.suites.published import PublishedSuite
 
-    found = find_suite(name, profile, weights=weights)
+    found = find_suite(name, profile, seed or 0, weights=folders[0], data=folders[1])
+    check_variant(found, profile, seed)
     if not any_suite and not isinstance(found, PublishedSuite):
         raise SuiteError(
             f"suite '{found.name}' has all its files in its own folder, which raymerge writes; "

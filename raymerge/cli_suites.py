@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from raymerge.suite_fetch import Fetched
     from raymerge.suite_verify import Finding
     from raymerge.suites import Suite
-    from raymerge.suites.published import PublishedSuite
 
 suite_app = typer.Typer(help="Fetch, convert and check the checkpoints and heads of a suite.", no_args_is_help=True)
 
@@ -84,7 +83,7 @@ def fetch(
             return
         render(suite_views.fetched_table(found, done))
         if not quiet:
-            for line in _after_fetching(found, done, chosen):
+            for line in suite_views.after_fetching(found, done, chosen):
                 tell(line)
 
 
@@ -124,7 +123,7 @@ def convert(
         done = _watched(run, found, quiet)
         from raymerge import suite_views  # which knows of everything, torch too
 
-        notes = _notes_on(found, chosen)
+        notes = suite_views.notes_on(found, chosen)
         if as_json:
             rows = [suite_views.conversion_row(entry) for entry in done]
             about = {"suite": _about(found), "output": str(folder or found.converted)}
@@ -298,26 +297,6 @@ def _tell_problems(problems: Sequence[str]) -> None:
         tell(f"problem: {problem}")
     if len(problems) > MAX_PROBLEMS:
         tell(f"and {len(problems) - MAX_PROBLEMS} more; --json prints all of them.")
-
-
-def _notes_on(found: "PublishedSuite", chosen: dict[str, Sequence[str]]) -> list[str]:
-    from raymerge.suites import fusionbench
-
-    is_letters = found.option == fusionbench.NAME and any("EMNIST" in names for names in chosen.values())
-    return [f"fusionbench: {fusionbench.NOTE}"] if is_letters else []
-
-
-def _after_fetching(
-    found: "PublishedSuite", done: "Sequence[Fetched]", chosen: dict[str, Sequence[str]]
-) -> Iterable[str]:
-    if any(entry.is_unchecked for entry in done):
-        yield "The hub could not be asked: what is there is what was fetched, but may have been replaced since."
-    yield from (f"note: {note}." for note in _notes_on(found, chosen))
-    absent = any(entry.status == "not offered" and entry.wanted.kind == "zero-shot" for entry in done)
-    if absent:
-        yield "The collection has no zero-shot model there; the next command makes it of open_clip's weights."
-    command = "convert" if absent or found.needs_conversion else "verify"
-    yield f"next: raymerge suite {command} --suite {found.argument}"
 
 
 def _write_list(path: str, found: "Suite", findings: "Sequence[Finding]") -> None:

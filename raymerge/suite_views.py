@@ -5,23 +5,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from raymerge.suite_convert import Conversion
 from raymerge.suite_fetch import Fetched
 from raymerge.suite_verify import Finding
+from raymerge.suites import fusionbench
 from raymerge.suites.published import PublishedSuite
 
 MARKS = {"present": "ok", "missing": "missing", "broken": "broken"}
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Group:
+    """A table below a line of text, which may be wider."""
+    grid = Table()
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        grid.add_row(*row)
+    return Group(Text(title, overflow="fold"), grid)
 
 
 def size_of(num_bytes: int) -> str:
@@ -39,7 +43,7 @@ def fetched_row(entry: Fetched) -> dict[str, Any]:
     return {**about, "status": entry.status, "file": str(entry.path), "bytes": entry.num_bytes}
 
 
-def fetched_table(found: PublishedSuite, done: Sequence[Fetched]) -> Table:
+def fetched_table(found: PublishedSuite, done: Sequence[Fetched]) -> Group:
     rows = []
     for backbone in dict.fromkeys(entry.wanted.backbone for entry in done):
         own = [entry for entry in done if entry.wanted.backbone == backbone]
@@ -67,7 +71,7 @@ def conversion_row(entry: Conversion) -> dict[str, Any]:
     }
 
 
-def conversion_table(done: Sequence[Conversion], folder: Path) -> Table:
+def conversion_table(done: Sequence[Conversion], folder: Path) -> Group:
     rows = []
     for backbone in dict.fromkeys(entry.backbone for entry in done):
         for kind in ("zero-shot", "expert", "head"):
@@ -110,7 +114,7 @@ def finding_row(finding: Finding) -> dict[str, Any]:
     }
 
 
-def findings_table(backbone: str, findings: Sequence[Finding]) -> Table:
+def findings_table(backbone: str, findings: Sequence[Finding]) -> Group:
     by_item = {(finding.kind, finding.task): finding for finding in findings}
     rows = [["(zero-shot)", _cell(by_item[("zero-shot", None)]), ""]]
     for task in dict.fromkeys(finding.task for finding in findings if finding.task):
@@ -138,3 +142,23 @@ def remarks(findings: Sequence[Finding], extra: Sequence[Path], quick: bool) -> 
     depth = "names, shapes and sizes" if quick else "names, shapes, values and hashes"
     told = ", ".join(f"{counts[status]} {status}" for status in MARKS if counts[status])
     yield f"{len(findings)} files checked ({depth}): {told}"
+
+
+def notes_on(found: PublishedSuite, chosen: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a user should know of some tasks, by backbone, of a suite."""
+    is_letters = found.option == fusionbench.NAME and any("EMNIST" in names for names in chosen.values())
+    return [f"fusionbench: {fusionbench.NOTE}"] if is_letters else []
+
+
+def after_fetching(
+    found: PublishedSuite, done: Sequence[Fetched], chosen: Mapping[str, Sequence[str]]
+) -> Iterable[str]:
+    """What to know and to do next."""
+    if any(entry.is_unchecked for entry in done):
+        yield "The hub could not be asked: what is there is what was fetched, but may have been replaced since."
+    yield from (f"note: {note}." for note in notes_on(found, chosen))
+    absent = any(entry.status == "not offered" and entry.wanted.kind == "zero-shot" for entry in done)
+    if absent:
+        yield "The collection has no zero-shot model there; the next command makes it of open_clip's weights."
+    command = "convert" if absent or found.needs_conversion else "verify"
+    yield f"next: raymerge suite {command} --suite {found.argument}"

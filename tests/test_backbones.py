@@ -218,7 +218,8 @@ def test_without_a_network_pretrained_weights_are_one_sentence(monkeypatch, capl
         pretrained_clip(openai_backbone("ViT-B-32"))
     assert str(caught.value) == (
         "backbone 'ViT-B-32': the weights 'openai' of ViT-B-32 cannot be loaded (HF_HUB_OFFLINE is set, and the "
-        "cache has nothing of timm/vit_base_patch32_clip_224.openai); is there a network, or are they in the cache of HF_HOME?"
+        "cache has nothing of timm/vit_base_patch32_clip_224.openai); is there a network, or are they in the cache of "
+        "HF_HOME?"
     )
     assert not caplog.records
 

@@ -12,7 +12,7 @@ from raymerge.checkpoints import (
     load_head,
     open_checkpoint,
 )
-from raymerge.errors import DataError
+from raymerge.errors import CheckpointError, DataError
 from raymerge.images import ImageSplit, cached_split
 from raymerge.moment_files import check_moments
 from raymerge.records import SPLITS, Split
@@ -26,6 +26,11 @@ def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
         CheckpointError: missing, truncated, NaN, or not of this backbone.
     """
     zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
+    if not any(name.startswith(PREFIX + "visual.") for name in zero_shot.names):
+        raise CheckpointError(
+            f"{zero_shot.path}: zero-shot of {backbone}: no name begins with '{PREFIX}visual.', as those of published "
+            f"files do; 'raymerge suite convert --suite {suite.argument}' makes a file that is read."
+        )
     for name in zero_shot.parameters:
         check_values(zero_shot, name, f"zero-shot of {backbone}")
     return {zero_shot.path: file_sha256(zero_shot.path)}

@@ -12,8 +12,9 @@ from published_code import modules_of_the_published_code, write_collection
 from tiny_suite import tiny_suite
 
 from raymerge.checkpoints import file_sha256, save_head
-from raymerge.errors import SuiteError
+from raymerge.errors import CheckpointError, SuiteError
 from raymerge.hash_list import FileHash, HashList, hashes_for, read_hashes, write_hashes
+from raymerge.preflight import check_backbone
 from raymerge.suite_convert import convert_suite
 from raymerge.suite_verify import Finding, extra_files, verify_suite
 from raymerge.suites.published import PublishedSuite
@@ -169,6 +170,8 @@ def test_files_of_another_format_say_which_command_converts_them(suite):
         f"has the names of open-clip, which are not read; 'raymerge suite convert --suite {suite.argument}' makes"
     )
     assert all(expected in f.problem for f in findings[:4])
+    with pytest.raises(CheckpointError, match=r"no name begins with 'model\.visual\.', as those of published files do"):
+        check_backbone(suite, NAME)
     convert_suite(suite, TASKS)
     assert {f.status for f in verify_suite(suite, TASKS)} == {"present"}
 

@@ -45,12 +45,12 @@ def list_files(folder_id: str, folder: str) -> list[DriveFile]:
 
 
 def download(file: DriveFile, folder: Path, report: Callable[[int], None] = lambda num_bytes: None) -> Path:
-    """Bring a file into a folder, under its path. What was begun there is continued.
+    """Bring a file into a folder, under its id and name. What was begun there is continued.
 
     Raises:
         FetchError: as `list_files`.
     """
-    gdown, target = _gdown(), folder / file.path
+    gdown, target = _gdown(), folder / file.id / Path(file.path).name  # many files of a folder have one name
     target.parent.mkdir(parents=True, exist_ok=True)
     with _one_sentence(file.name):
         work: Callable[[], Any] = lambda: _call(  # noqa: E731

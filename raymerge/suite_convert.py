@@ -13,7 +13,6 @@ from raymerge.checkpoints import (
     Checkpoint,
     check_values,
     load_head,
-    open_checkpoint,
     read_head,
     save_head,
     save_safetensors,
@@ -106,7 +105,7 @@ class _Converter:
             else:
                 entry = (self._head if kind == "head" else self._state)(entry, source)
             if kind == "zero-shot":
-                self._zero_shot = open_checkpoint(entry.path)
+                self._zero_shot = Checkpoint(entry.path)
             return entry
         except (CheckpointError, SuiteError) as error:
             return replace(entry, status="broken", problem=str(error))
@@ -129,7 +128,7 @@ class _Converter:
     # --- state dicts ---
 
     def _state(self, entry: Conversion, path: Path) -> Conversion:
-        source, zero_shot = open_checkpoint(path), self._zero_shot
+        source, zero_shot = Checkpoint(path), self._zero_shot
         recipe, shapes = recipe_of(source), source.shapes
         found = {name: part.shape(shapes) for name, part in recipe.parts.items()}
         taken: list[str] = []

@@ -17,7 +17,6 @@ from raymerge.checkpoints import (
     check_values,
     file_sha256,
     load_head,
-    open_checkpoint,
     read_head,
 )
 from raymerge.converted_file import is_made_of, metadata_of, sources_in
@@ -98,7 +97,7 @@ class _Verifier:
         self.zero_shot: Checkpoint | None = None
         self.zero_shot_finding = self._finding("zero-shot", None, suite.zero_shot_path(backbone), self._check_zero_shot)
         if self.zero_shot_finding.status == "present":
-            self.zero_shot = open_checkpoint(self.zero_shot_finding.path)
+            self.zero_shot = Checkpoint(self.zero_shot_finding.path)
 
     def expert(self, task: str) -> Finding:
         return self._finding("expert", task, self._suite.expert_path(self._backbone, task), self._check_expert)
@@ -123,11 +122,10 @@ class _Verifier:
     # --- content ---
 
     def _check_zero_shot(self, path: Path, task: str | None) -> None:
-        checkpoint = open_checkpoint(path)
-        self._check_format(checkpoint, f"zero-shot of {self._backbone}")
+        self._check_format(Checkpoint(path), f"zero-shot of {self._backbone}")
 
     def _check_expert(self, path: Path, task: str | None) -> None:
-        expert, zero_shot = open_checkpoint(path), self.zero_shot
+        expert, zero_shot = Checkpoint(path), self.zero_shot  # which is closed again, and its pages with it
         if zero_shot is None:
             self._check_format(expert, f"expert '{task}'")
             return

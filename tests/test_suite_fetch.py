@@ -328,11 +328,15 @@ class Drive:
     def download_folder(self, *, id: str, quiet: bool, use_cookies: bool, skip_download: bool, timeout: float) -> Any:
         assert (id, quiet, skip_download) == (fetch_plan.DRIVE_FOLDERS["ViT-B-32"], True, True)
         print("gdown prints even so")
-        return [type("File", (), {"id": f"id-{path}", "path": path, "local_path": ""}) for path in self.files]
+        return [type("File", (), {"id": self.id_of(path), "path": path, "local_path": ""}) for path in self.files]
+
+    @staticmethod
+    def id_of(path: str) -> str:
+        return path.lstrip("./").replace("/", "~")
 
     def download(self, *, id: str, output: str, quiet: bool, use_cookies: bool, resume: bool) -> Any:
         self.arguments.append((id, resume))
-        path = self.folder / id.removeprefix("id-")
+        path = self.folder / id.replace("~", "/")
         if not path.is_file():
             raise RuntimeError("Too many users have viewed or downloaded this file recently?token=secret\nmore")
         Path(output).write_bytes(path.read_bytes())
@@ -385,6 +389,12 @@ def test_a_folder_within_the_folder_is_no_matter(drive, tmp_path):
     suite = legacy(tmp_path)
     fetch_suite(suite, B32)
     assert suite.expert_path("ViT-B-32", "DTD") == suite.root / "ViT-B-32/DTDVal/nonlinear_finetuned.pt"
+
+
+def test_a_path_cannot_leave_the_folder(drive, tmp_path):
+    drive.files = [f"../../../{path}" for path in drive.files]
+    fetch_suite(legacy(tmp_path), B32)
+    assert {path.name for path in tmp_path.iterdir()} == {"drive", "weights"}
 
 
 def test_a_quota_is_one_sentence(drive, tmp_path):

@@ -11,6 +11,7 @@ from own_suite import CLASSES, EMBED_DIM, NAME, VISION, own_suite
 from published_code import modules_of_the_published_code, write_collection
 from tiny_suite import tiny_suite
 
+from raymerge import checkpoints
 from raymerge.checkpoints import file_sha256, save_head
 from raymerge.errors import CheckpointError, SuiteError
 from raymerge.hash_list import FileHash, HashList, hashes_for, read_hashes, write_hashes
@@ -73,6 +74,14 @@ def test_no_more_threads_than_allowed_hold_tensors(suite, monkeypatch):
     monkeypatch.setattr("raymerge.suite_verify.os.cpu_count", lambda: 64)
     verify_suite(suite, TASKS)
     assert 0 < len(names) <= 4
+
+
+def test_files_are_closed_again(suite):
+    """Twenty experts of a large model would fill the memory with the pages of their files."""
+    before = checkpoints._open_unchanged.cache_info().misses
+    verify_suite(suite, TASKS)
+    convert_suite(suite, TASKS)
+    assert checkpoints._open_unchanged.cache_info().misses == before
 
 
 def test_what_is_missing_says_how_to_get_it(suite):

@@ -117,8 +117,10 @@ class _Fetcher:
 
         report(0)
         staging.mkdir(parents=True, exist_ok=True)
-        get = drive_files.download if isinstance(remote, drive_files.DriveFile) else hub_files.download
-        downloaded = get(remote, staging, report)  # type: ignore[arg-type]
+        if isinstance(remote, drive_files.DriveFile):
+            downloaded = self._from_drive(remote, staging, target, report)
+        else:
+            downloaded = hub_files.download(remote, staging, report)
         try:
             check_download(downloaded, name=remote.name, size=remote.size, sha256=remote.sha256)
             _check_opens(item, downloaded)
@@ -130,6 +132,15 @@ class _Fetcher:
             self._record.add(item.key, FileHash(num_bytes, remote.sha256 or file_sha256(downloaded)))
         give_name(downloaded, target)
         return Fetched(item, target, "fetched", num_bytes)
+
+    def _from_drive(
+        self, remote: drive_files.DriveFile, staging: Path, target: Path, report: Callable[[int], None]
+    ) -> Path:
+        try:
+            return drive_files.download(remote, staging, report)
+        except FetchError as error:  # its quotas may last for days, but not in a browser that is logged in
+            address = f"https://drive.google.com/drive/folders/{self._place.drive_id}"
+            raise FetchError(f"{error} Or download it in a browser from {address} to {target}.") from error
 
     def _is_there(self, item: Wanted, remote: Remote) -> Path | None:
         """The file, if it is there and whole.

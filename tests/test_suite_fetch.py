@@ -401,9 +401,11 @@ def test_a_quota_is_one_sentence(drive, tmp_path):
     (drive.folder / "head_MNISTVal.pt").unlink()
     with pytest.raises(FetchError) as caught:
         fetch_suite(legacy(tmp_path), B32)
+    folder = f"https://drive.google.com/drive/folders/{fetch_plan.DRIVE_FOLDERS['ViT-B-32']}"
     assert str(caught.value) == (
         "Google Drive, tall_masks checkpoints ViT-B-32/head_MNISTVal.pt: cannot be fetched (Too many users have viewed "
-        "or downloaded this file recently); Drive has quotas, so try again tomorrow."
+        "or downloaded this file recently); Drive has quotas, so try again tomorrow. "
+        f"Or download it in a browser from {folder} to {tmp_path / 'weights' / 'ViT-B-32' / 'head_MNISTVal.pt'}."
     )
 
 

@@ -87,7 +87,8 @@ def _one_sentence(what: str) -> Iterator[None]:
     except FetchError:
         raise
     except Exception as error:  # of gdown, requests or the disk
-        text = without_secrets(error)
+        # requests tells of a missing network at length
+        text = type(error).__name__ if isinstance(error, OSError) else without_secrets(error)
         refused = any(word in str(error).lower() for word in ("quota", "permission", "too many", "many accesses"))
-        hint = "Drive has quotas, so try again tomorrow" if refused else "is there a network?"
-        raise FetchError(f"{what}: cannot be fetched ({text}); {hint}.") from error
+        hint = "Drive has quotas, so try again tomorrow." if refused else "is there a network?"
+        raise FetchError(f"{what}: cannot be fetched ({text}); {hint}") from error

@@ -409,6 +409,17 @@ def test_a_quota_is_one_sentence(drive, tmp_path):
     )
 
 
+def test_without_a_network_drive_is_one_sentence(drive, tmp_path, monkeypatch):
+    def unreachable(**arguments: Any) -> Any:
+        raise ConnectionError("HTTPSConnectionPool(host='drive.google.com', port=443): Max retries exceeded with url")
+
+    monkeypatch.setattr(drive, "download_folder", unreachable)
+    with pytest.raises(FetchError) as caught:
+        fetch_suite(legacy(tmp_path), B32)
+    expected = "Google Drive, tall_masks checkpoints ViT-B-32: cannot be fetched (ConnectionError); is there a network?"
+    assert str(caught.value) == expected
+
+
 def test_without_gdown_one_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(

@@ -72,7 +72,8 @@ def test_figures_follow_from_the_turns():
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_table(capsys, on_cpu):
+def test_table(capsys, monkeypatch, on_cpu):
+    monkeypatch.setenv("COLUMNS", "400")
     render(_timed_table([TIMED], on_cpu))
     title, *_, line, _ = capsys.readouterr().out.splitlines()
     assert title.startswith("Speed of an evaluator: share of a bare loop of its encoder")

@@ -78,6 +78,7 @@ def test_defaults(sweep):
     assert spec.evaluation.model_dump() == {
         "precision": "fp32",
         "batch_size": "auto",
+        "denominators": "measured",
         "shard_images": 1024,
         "max_images": None,
     }

@@ -158,7 +158,7 @@ def _cached_or_reachable(about: Mapping[str, Any]) -> str | None:
     Raises:
         FetchError: neither.
     """
-    from raymerge.hub_files import cached_file, is_offline, list_files
+    from raymerge.suite_files.hub_files import cached_file, is_offline, list_files
 
     repo, _, file = str(about.get("hf_hub", "")).rpartition("/")
     if not repo:

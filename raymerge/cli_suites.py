@@ -27,9 +27,9 @@ from raymerge.streams import errors_told, interruptible, render, tell, write_jso
 
 if TYPE_CHECKING:
     from raymerge.progress import Lines, LiveView, Silent
-    from raymerge.suite_convert import Conversion
-    from raymerge.suite_fetch import Fetched
-    from raymerge.suite_verify import Finding
+    from raymerge.suite_files.convert import Conversion
+    from raymerge.suite_files.fetch import Fetched
+    from raymerge.suite_files.verify import Finding
     from raymerge.suites import Suite
 
 suite_app = typer.Typer(help="Fetch, convert and check the checkpoints and heads of a suite.", no_args_is_help=True)
@@ -70,13 +70,13 @@ def fetch(
         found, chosen = _chosen(name, profile, (weights, data), backbones, num_tasks, tasks)
 
         def run(view: "Silent | Lines | LiveView") -> "list[Fetched]":
-            from raymerge.suite_fetch import fetch_suite
+            from raymerge.suite_files.fetch import fetch_suite
 
             view.stage(f"fetching into {found.root}")
             return fetch_suite(found, chosen, masks=masks, report=view.preparing)
 
         done = _watched(run, found, quiet)
-        from raymerge import suite_views  # which knows of everything, torch too
+        from raymerge.suite_files import views as suite_views  # which knows of everything, torch too
 
         if as_json:
             write_json({"suite": _about(found), "files": [suite_views.fetched_row(entry) for entry in done]})
@@ -115,13 +115,13 @@ def convert(
         folder = Path(output).expanduser() if output else None
 
         def run(view: "Silent | Lines | LiveView") -> "list[Conversion]":
-            from raymerge.suite_convert import convert_suite
+            from raymerge.suite_files.convert import convert_suite
 
             view.stage(f"converting {found.root}")
             return convert_suite(found, chosen, folder=folder, force=force, report=view.preparing)
 
         done = _watched(run, found, quiet)
-        from raymerge import suite_views  # which knows of everything, torch too
+        from raymerge.suite_files import views as suite_views  # which knows of everything, torch too
 
         notes = suite_views.notes_on(found, chosen)
         if as_json:
@@ -180,8 +180,8 @@ def verify(
         )
 
         def run(view: "Silent | Lines | LiveView") -> "tuple[list[Finding], list[Path]]":
-            from raymerge.hash_list import hashes_for
-            from raymerge.suite_verify import extra_files, verify_suite
+            from raymerge.suite_files.hash_list import hashes_for
+            from raymerge.suite_files.verify import extra_files, verify_suite
             from raymerge.suites.published import PublishedSuite
 
             view.stage(f"checking {found.root}")
@@ -191,7 +191,7 @@ def verify(
             return findings, extra
 
         findings, extra = _watched(run, found, quiet)
-        from raymerge import suite_views  # which knows of everything, torch too
+        from raymerge.suite_files import views as suite_views  # which knows of everything, torch too
 
         if write_hashes:
             _write_list(write_hashes, found, findings)
@@ -234,7 +234,7 @@ def heads(
             return {backbone: build_heads(found, backbone, names, view.preparing) for backbone, names in chosen.items()}
 
         built = _watched(run, found, quiet)
-        from raymerge import suite_views  # which knows of everything, torch too
+        from raymerge.suite_files import views as suite_views  # which knows of everything, torch too
 
         paths = [(backbone, task, found.head_path(backbone, task)) for backbone in chosen for task in chosen[backbone]]
         rows = [
@@ -300,7 +300,7 @@ def _tell_problems(problems: Sequence[str]) -> None:
 
 
 def _write_list(path: str, found: "Suite", findings: "Sequence[Finding]") -> None:
-    from raymerge.hash_list import HashList, write_hashes
+    from raymerge.suite_files.hash_list import HashList, write_hashes
 
     files = {finding.key: finding.fetched for finding in findings if finding.fetched is not None}
     write_hashes(Path(path).expanduser(), HashList(found.name, found.profile, files))

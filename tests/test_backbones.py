@@ -213,7 +213,7 @@ def test_pretrained_weights_that_cannot_be(backbone, error, expected):
 def test_without_a_network_pretrained_weights_are_one_sentence(monkeypatch, caplog):
     """open_clip by itself would try for a minute, and log errors."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("raymerge.hub_files.cached_file", lambda repo, names: None)
+    monkeypatch.setattr("raymerge.suite_files.hub_files.cached_file", lambda repo, names: None)
     with pytest.raises(CheckpointError) as caught:
         pretrained_clip(openai_backbone("ViT-B-32"))
     assert str(caught.value) == (
@@ -234,7 +234,9 @@ def test_pretrained_weights_in_the_cache_are_loaded_with_quick_gelu(tmp_path, mo
         return whole
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    monkeypatch.setattr("raymerge.hub_files.cached_file", lambda repo, names: Path("/cache") / repo / names[0])
+    monkeypatch.setattr(
+        "raymerge.suite_files.hub_files.cached_file", lambda repo, names: Path("/cache") / repo / names[0]
+    )
     model = pretrained_clip(openai_backbone("ViT-B-32"))
     assert asked == [("ViT-B-32", "/cache/timm/vit_base_patch32_clip_224.openai/open_clip_model.safetensors", True)]
     assert torch.equal(model.state_dict()["text_projection"], whole.state_dict()["text_projection"])

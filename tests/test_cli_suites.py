@@ -10,10 +10,11 @@ from own_suite import CLASSES, EMBED_DIM, MODEL, NAME, VISION, own_suite, suite_
 from published_code import write_collection
 from typer.testing import CliRunner
 
-from raymerge import cli, hub_files
+from raymerge import cli
 from raymerge.backbones import build_clip
 from raymerge.checkpoints import Checkpoint, save_state_dict
-from raymerge.hub_files import HubFile, HubUnreachable
+from raymerge.suite_files import hub_files
+from raymerge.suite_files.hub_files import HubFile, HubUnreachable
 from raymerge.suites import Backbone
 from raymerge.suites.tall_masks import tall_masks
 
@@ -154,7 +155,7 @@ def test_fusionbench_says_that_its_letters_are_others(tmp_path):
     done = call("convert", "--suite", "fusionbench", "--weights", "none", "--tasks", "EMNIST", "--backbone", "ViT-B-32")
     assert done.exit_code == 4
     assert "error: " in done.stderr
-    from raymerge import suite_views
+    from raymerge.suite_files import views as suite_views
     from raymerge.suites.fusionbench import fusionbench
 
     (note,) = suite_views.notes_on(fusionbench(), {"ViT-B-32": ["EMNIST"]})

@@ -17,7 +17,7 @@ from raymerge.checkpoints import load_head, save_state_dict
 from raymerge.data import dataset
 from raymerge.errors import CheckpointError, SuiteError
 from raymerge.heads import build_heads, missing_heads
-from raymerge.suite_convert import convert_suite
+from raymerge.suite_files.convert import convert_suite
 from raymerge.suites import Backbone
 from raymerge.suites.published import PublishedSuite
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymerge import hub_files
 from raymerge.checkpoints import file_sha256, save_head, save_state_dict
-from raymerge.downloads import in_background, without_secrets
 from raymerge.errors import FetchError
-from raymerge.fetch_plan import HUB_REPO
-from raymerge.hub_files import HubUnreachable
+from raymerge.suite_files import hub_files
+from raymerge.suite_files.downloads import in_background, without_secrets
+from raymerge.suite_files.fetch_plan import HUB_REPO
+from raymerge.suite_files.hub_files import HubUnreachable
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -216,7 +216,7 @@ def test_offline_the_cache_below_hf_home_is_the_hub(tmp_path, monkeypatch):
 
 
 def test_work_in_the_background_gives_its_result_or_its_error(monkeypatch):
-    monkeypatch.setattr("raymerge.downloads.POLL_S", 0.01)
+    monkeypatch.setattr("raymerge.suite_files.downloads.POLL_S", 0.01)
     waited = []
     assert in_background(lambda: time.sleep(0.1) or 7, lambda: waited.append(1)) == 7
     assert len(waited) > 2

@@ -12,7 +12,7 @@ from raymerge.backbones import build_image_encoder
 from raymerge.checkpoints import Checkpoint, load_head
 from raymerge.evaluation import Evaluator
 from raymerge.preflight import check_backbone, check_expert
-from raymerge.suite_convert import convert_suite
+from raymerge.suite_files.convert import convert_suite
 from raymerge.suites.published import PublishedSuite
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from raymerge.backbones import build_clip
 from raymerge.checkpoints import Checkpoint, check_checkpoint, file_sha256, load_head, save_state_dict
 from raymerge.errors import CheckpointError, OutputError
-from raymerge.suite_convert import Conversion, convert_suite
+from raymerge.suite_files.convert import Conversion, convert_suite
 from raymerge.suites import Backbone
 from raymerge.suites.fusionbench import expert_repo, fusionbench, zero_shot_repo
 from raymerge.suites.published import PublishedSuite
@@ -97,7 +97,7 @@ def test_a_converted_file_says_what_it_was_made_of(suite):
 def test_what_is_up_to_date_is_left_alone(suite, monkeypatch):
     paths = [entry.path for entry in convert_suite(suite, TASKS)]
     before = [path.stat().st_ino for path in paths]
-    monkeypatch.setattr("raymerge.converted_file.file_sha256", None)  # nor is a source read to see that
+    monkeypatch.setattr("raymerge.suite_files.converted_file.file_sha256", None)  # nor is a source read to see that
     assert statuses(convert_suite(suite, TASKS)) == ["up to date"] * 7
     assert [path.stat().st_ino for path in paths] == before
 

@@ -12,12 +12,13 @@ import filelock
 import pytest
 import torch
 
-from raymerge import drive_files, fetch_plan, hub_files, suite_fetch
 from raymerge.checkpoints import file_sha256, save_head, save_safetensors, save_state_dict
 from raymerge.errors import FetchError, SuiteError
-from raymerge.hash_list import FileHash, read_hashes
-from raymerge.hub_files import HubFile, HubUnreachable
-from raymerge.suite_fetch import fetch_suite
+from raymerge.suite_files import drive_files, fetch_plan, hub_files
+from raymerge.suite_files import fetch as suite_fetch
+from raymerge.suite_files.fetch import fetch_suite
+from raymerge.suite_files.hash_list import FileHash, read_hashes
+from raymerge.suite_files.hub_files import HubFile, HubUnreachable
 from raymerge.suites.fusionbench import expert_repo, fusionbench
 from raymerge.suites.published import PublishedSuite
 from raymerge.suites.tall_masks import TASKS, tall_masks

@@ -14,10 +14,10 @@ from tiny_suite import tiny_suite
 from raymerge import checkpoints
 from raymerge.checkpoints import file_sha256, save_head
 from raymerge.errors import CheckpointError, SuiteError
-from raymerge.hash_list import FileHash, HashList, hashes_for, read_hashes, write_hashes
 from raymerge.preflight import check_backbone
-from raymerge.suite_convert import convert_suite
-from raymerge.suite_verify import Finding, extra_files, verify_suite
+from raymerge.suite_files.convert import convert_suite
+from raymerge.suite_files.hash_list import FileHash, HashList, hashes_for, read_hashes, write_hashes
+from raymerge.suite_files.verify import Finding, extra_files, verify_suite
 from raymerge.suites.published import PublishedSuite
 
 TASKS = {NAME: list(CLASSES)}
@@ -71,7 +71,7 @@ def test_no_more_threads_than_allowed_hold_tensors(suite, monkeypatch):
     names = set()
     real = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda self: (names.add(self.name), real(self))[1])
-    monkeypatch.setattr("raymerge.suite_verify.os.cpu_count", lambda: 64)
+    monkeypatch.setattr("raymerge.suite_files.verify.os.cpu_count", lambda: 64)
     verify_suite(suite, TASKS)
     assert 0 < len(names) <= 4
 

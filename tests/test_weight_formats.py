@@ -10,8 +10,8 @@ from torch import Tensor
 from raymerge.backbones import build_clip, build_image_encoder
 from raymerge.checkpoints import PREFIX, Checkpoint
 from raymerge.errors import CheckpointError
+from raymerge.suite_files.weight_formats import recipe_of
 from raymerge.suites import Backbone
-from raymerge.weight_formats import recipe_of
 
 SIZES = {"width": 24, "layers": 3, "patch": 8, "image": 24, "dim": 12}
 HEADS = 3

@@ -17,12 +17,12 @@ from raymerge.checkpoints import (
     save_head,
     save_safetensors,
 )
-from raymerge.converted_file import MADE_FROM, describe, is_up_to_date, metadata_of, take_time
 from raymerge.errors import CheckpointError, OutputError, RaymergeError, SuiteError
 from raymerge.model_config import embed_dim
 from raymerge.model_file import write_safetensors
+from raymerge.suite_files.converted_file import MADE_FROM, describe, is_up_to_date, metadata_of, take_time
+from raymerge.suite_files.weight_formats import PROJECTION, VISUAL, Part, recipe_of
 from raymerge.suites.published import Kind, PublishedSuite, items_of
-from raymerge.weight_formats import PROJECTION, VISUAL, Part, recipe_of
 
 Status = Literal["converted", "up to date", "as it is", "made", "missing", "broken"]
 Report = Callable[[str, float], None]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from raymerge.errors import SuiteError
-from raymerge.hash_list import file_key
+from raymerge.suite_files.hash_list import file_key
 from raymerge.suites import fusionbench, tall_masks
 from raymerge.suites.published import ZERO_SHOT_TASK, Kind, PublishedSuite
 

@@ -9,12 +9,12 @@ from typing import Literal
 
 import filelock
 
-from raymerge import drive_files, hub_files
 from raymerge.checkpoints import Checkpoint, file_sha256, read_head
-from raymerge.downloads import check_download, give_name
 from raymerge.errors import CheckpointError, FetchError, SuiteError
-from raymerge.fetch_plan import Place, Wanted, places_of
-from raymerge.hash_list import FETCHED_NAME, FileHash, HashList, read_hashes, write_hashes
+from raymerge.suite_files import drive_files, hub_files
+from raymerge.suite_files.downloads import check_download, give_name
+from raymerge.suite_files.fetch_plan import Place, Wanted, places_of
+from raymerge.suite_files.hash_list import FETCHED_NAME, FileHash, HashList, read_hashes, write_hashes
 from raymerge.suites.published import PublishedSuite, existing_file
 
 STAGING = ".fetch"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raymerge.checkpoints import PREFIX, Checkpoint
 from raymerge.errors import CheckpointError
-from raymerge.huggingface_clip import VISION_PREFIX, is_huggingface_name, published_parts
+from raymerge.suite_files.huggingface_clip import VISION_PREFIX, is_huggingface_name, published_parts
 
 Format = Literal["published", "open-clip", "huggingface"]
 VISUAL = PREFIX + "visual."

@@ -19,13 +19,13 @@ from raymerge.checkpoints import (
     load_head,
     read_head,
 )
-from raymerge.converted_file import is_made_of, metadata_of, sources_in
 from raymerge.errors import CheckpointError, RaymergeError
-from raymerge.hash_list import FileHash, HashList, file_key
 from raymerge.model_config import embed_dim
+from raymerge.suite_files.converted_file import is_made_of, metadata_of, sources_in
+from raymerge.suite_files.hash_list import FileHash, HashList, file_key
+from raymerge.suite_files.weight_formats import VISUAL, recipe_of
 from raymerge.suites import Suite, cache_dir
 from raymerge.suites.published import SUBFOLDERS, Kind, PublishedSuite, existing_folder, items_of
-from raymerge.weight_formats import VISUAL, recipe_of
 
 MAX_THREADS = 4
 """Reading is limited by the disk, and memory by the largest tensors that are in use together."""

@@ -9,9 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from raymerge.suite_convert import Conversion
-from raymerge.suite_fetch import Fetched
-from raymerge.suite_verify import Finding
+from raymerge.suite_files.convert import Conversion
+from raymerge.suite_files.fetch import Fetched
+from raymerge.suite_files.verify import Finding
 from raymerge.suites import fusionbench
 from raymerge.suites.published import PublishedSuite
 

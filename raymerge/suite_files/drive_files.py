@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymerge.downloads import bytes_below, in_background, without_secrets
 from raymerge.errors import FetchError
+from raymerge.suite_files.downloads import bytes_below, in_background, without_secrets
 
 TIMEOUT_S = 60.0
 

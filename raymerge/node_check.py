@@ -174,6 +174,8 @@ class _Findings:
             return f"raymerge suite fetch {about} && raymerge suite convert {about}"
         if self._suite.option.endswith((".yaml", ".yml")):
             return f"Put them there, or change 'weights' or 'files' in {self._suite.option}."
+        if kind == "zero-shot model" and self._suite.profile == "paper-legacy":
+            return f"raymerge suite convert {about}"  # the collection has none: it is made of open_clip's weights
         return f"raymerge suite fetch {about}"
 
 

@@ -113,6 +113,19 @@ def test_files_that_are_damaged(world: PublishedSuite, damage: Callable[[Publish
     assert fix == "raymerge suite verify --suite world/suite.yaml --backbone ViT-B-32"
 
 
+def test_a_collection_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAYMERGE_HOME", str(tmp_path))
+    arguments = (str(ROOT / "sweeps/full_grid.yaml"), "--set", "backbones=ViT-B-32", "--set", "num_tasks=8")
+    about = "--suite tall-masks --profile paper-legacy"
+    fixes = {fix for _, _, fix in findings(*arguments)[1]}
+    assert f"raymerge suite convert {about} --backbone ViT-B-32" in fixes
+    assert f"raymerge suite fetch {about} --backbone ViT-B-32" in fixes
+    corrected = {fix for _, _, fix in findings(*arguments, "--set", "profile=corrected")[1]}
+    assert not any("suite convert" in fix for fix in corrected)
+    names = "Cars DTD EuroSAT GTSRB MNIST RESISC45 SVHN SUN397"
+    assert f"raymerge data fetch {names} --suite {about[8:]} && raymerge data prepare {names} --suite {about[8:]}" in fixes
+
+
 def test_values_are_read_when_asked(world: PublishedSuite) -> None:
     _poison(world)
     assert findings(sweep(["iso-c"])) == (0, [])

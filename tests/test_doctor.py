@@ -117,13 +117,13 @@ def test_a_collection_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("RAYMERGE_HOME", str(tmp_path))
     arguments = (str(ROOT / "sweeps/full_grid.yaml"), "--set", "backbones=ViT-B-32", "--set", "num_tasks=8")
     about = "--suite tall-masks --profile paper-legacy"
+    eight = f"Cars DTD EuroSAT GTSRB MNIST RESISC45 SVHN SUN397 {about}"
     fixes = {fix for _, _, fix in findings(*arguments)[1]}
     assert f"raymerge suite convert {about} --backbone ViT-B-32" in fixes
     assert f"raymerge suite fetch {about} --backbone ViT-B-32" in fixes
     corrected = {fix for _, _, fix in findings(*arguments, "--set", "profile=corrected")[1]}
     assert not any("suite convert" in fix for fix in corrected)
-    names = "Cars DTD EuroSAT GTSRB MNIST RESISC45 SVHN SUN397"
-    assert f"raymerge data fetch {names} --suite {about[8:]} && raymerge data prepare {names} --suite {about[8:]}" in fixes
+    assert f"raymerge data fetch {eight} && raymerge data prepare {eight}" in fixes
 
 
 def test_values_are_read_when_asked(world: PublishedSuite) -> None:

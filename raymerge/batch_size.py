@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-CPU_VALUES = 600_000
-"""Activations (tokens x width) of a batch at which encoders were fastest: 16 images of ViT-B-32, 4 of ViT-B-16, 2 of
-ViT-L-14 (docs/performance.md). More fall out of the caches, fewer leave the matrix products small. The number of
-threads is left out on purpose: it is a resource, and resources change no number."""
+CPU_VALUES = 1_200_000
+"""Activations (tokens x width) of a batch from which encoders were not faster with more: 32 images of ViT-B-32, 8 of
+ViT-B-16, 4 of ViT-L-14 (docs/performance.md). The number of threads is left out on purpose: it is a resource, and
+resources change no number."""
 CPU_MOST = 64
 GPU_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 GPU_DEFAULT = 256

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from raymerge.allocator import keep_freed_memory
 from raymerge.batch_size import GPU_DEFAULT, cpu_batch_size, fastest_batch_size, image_size, is_out_of_memory
 from raymerge.checkpoints import PREFIX, Checkpoint
 from raymerge.errors import CheckpointError, EvaluationError
@@ -51,6 +52,8 @@ class Evaluator:
         Raises:
             CheckpointError: the checkpoint does not fit the encoder.
         """
+        if device.type == "cpu":
+            keep_freed_memory()
         self.device = device
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         self._dtype = PRECISIONS[precision]

@@ -11,7 +11,7 @@ from raymerge.suites.demo.clip import build_clip
 from raymerge.suites.demo.recipe import make_recipe
 
 
-@pytest.mark.parametrize(("name", "size"), [("ViT-B-32", 16), ("ViT-B-16", 4), ("ViT-L-14", 2)])
+@pytest.mark.parametrize(("name", "size"), [("ViT-B-32", 32), ("ViT-B-16", 8), ("ViT-L-14", 4)])
 def test_the_rule_for_cpus(name, size):
     with torch.device("meta"):
         encoder = build_image_encoder(Backbone(name, "", model=name), {})

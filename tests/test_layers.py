@@ -15,6 +15,7 @@ LAYERS = {
     "raymerge": 0,
     "raymerge.records": 0,
     "raymerge.errors": 0,
+    "raymerge.allocator": 0,
     "raymerge.notes": 0,
     "raymerge.methods": 1,
     "raymerge.linalg": 1,

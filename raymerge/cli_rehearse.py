@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymerge.cli_options import Debug, Quiet
-from raymerge.errors import UsageError
+from raymerge.errors import OutputError, UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, interruptible, tell
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ def _write(
         from raymerge.rehearsal.world import SMALL, TINY, used_part, write_world
         from raymerge.whole_file import make_directory, whole_file
 
-        make_directory(root)
+        try:
+            make_directory(root)
+        except OSError as error:
+            raise OutputError(f"{root}: cannot be made ({error.strerror}); give another --folder.") from None
         scale: Scale = TINY if tiny else SMALL
         suite_path = write_world(root, used_part(suite, spec), scale, view.preparing)
         sweep_path = root / "sweep.yaml"

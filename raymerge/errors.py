@@ -78,7 +78,7 @@ class TrainingError(RaymergeError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'iso-c'? Known: ...`, the tail of every message about an unknown name."""
     names = sorted(known)
-    close = difflib.get_close_matches(word.replace("_", "-"), names, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
+    spelled = {name.lower().replace("_", "-"): name for name in reversed(names)}
+    close = difflib.get_close_matches(word.lower().replace("_", "-"), spelled, n=1, cutoff=0.6)
+    hint = f"Did you mean '{spelled[close[0]]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."

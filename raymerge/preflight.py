@@ -25,7 +25,7 @@ def check_backbone(suite: Suite, backbone: str) -> Mapping[Path, str]:
     Raises:
         CheckpointError: missing, truncated, NaN, or not of this backbone.
     """
-    zero_shot = open_checkpoint(suite.zero_shot_path(backbone))
+    zero_shot = _open(suite, backbone, suite.zero_shot_path(backbone))
     if not any(name.startswith(PREFIX + "visual.") for name in zero_shot.names):
         raise CheckpointError(
             f"{zero_shot.path}: zero-shot of {backbone}: no name begins with '{PREFIX}visual.', as those of published "
@@ -47,6 +47,7 @@ def check_task(suite: Suite, backbone: str, task: str, moments: Path | None = No
     """
     expert, head_path = check_expert(suite, backbone, task), suite.head_path(backbone, task)
     embed_dim = expert.shapes[PREFIX + "visual.proj"][1]
+    _check_present(suite, backbone, head_path)
     load_head(head_path, num_classes=len(suite.task(task).classes), embed_dim=embed_dim)
     for split in SPLITS:
         check_images(suite, task, split)
@@ -65,9 +66,19 @@ def check_expert(suite: Suite, backbone: str, task: str) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, truncated, NaN, or does not fit the backbone.
     """
-    expert = open_checkpoint(suite.expert_path(backbone, task))
-    check_checkpoint(expert, open_checkpoint(suite.zero_shot_path(backbone)), task)
+    expert = _open(suite, backbone, suite.expert_path(backbone, task))
+    check_checkpoint(expert, _open(suite, backbone, suite.zero_shot_path(backbone)), task)
     return expert
+
+
+def _open(suite: Suite, backbone: str, path: Path) -> Checkpoint:
+    _check_present(suite, backbone, path)
+    return open_checkpoint(path)
+
+
+def _check_present(suite: Suite, backbone: str, path: Path) -> None:
+    if not path.is_file() and (remedy := suite.files_remedy(backbone)):
+        raise CheckpointError(f"{path}: no such file. {remedy}")
 
 
 def check_images(suite: Suite, task: str, split: Split) -> ImageSplit:

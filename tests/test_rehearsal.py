@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from typer.testing import CliRunner
 from raymerge import cli
 from raymerge.checkpoints import Checkpoint
 from raymerge.data.splits import read_split
+from raymerge.errors import CheckpointError, did_you_mean
 from raymerge.method_settings import Linspace, Range
+from raymerge.preflight import check_backbone, check_task
 from raymerge.rehearsal.limited import _few, limited_sweep
 from raymerge.rehearsal.pictures import pictures
 from raymerge.rehearsal.world import CHANGE, RANK, SMALL, TINY, used_part
@@ -166,6 +169,26 @@ def test_a_suite_that_needs_no_rehearsal() -> None:
     done = CliRunner().invoke(cli.app, ["rehearse", "sweeps/demo.yaml"])
     assert done.exit_code == 2
     assert "suite 'demo' needs no rehearsal" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made() -> None:
+    done = CliRunner().invoke(cli.app, ["rehearse", "sweeps/full_grid.yaml", "--tiny", "--folder", "/proc/here"])
+    assert done.exit_code == 4
+    assert "error: /proc/here: cannot be made (" in done.stderr
+
+
+def test_a_checkpoint_that_is_missing_is_told_with_the_command(world: Any) -> None:
+    missing = replace(world, root=world.root / "elsewhere")
+    command = f"'raymerge suite verify --suite {world.option} --weights {world.root}/elsewhere --backbone ViT-B-32'"
+    for check in (lambda: check_backbone(missing, "ViT-B-32"), lambda: check_task(missing, "ViT-B-32", "MNIST")):
+        with pytest.raises(CheckpointError, match="no such file") as error:
+            check()
+        assert str(error.value).endswith(f"{command} lists what is missing, and how to get it.")
+
+
+@pytest.mark.parametrize(("word", "meant"), [("mnist", "MNIST"), ("iso_c", "Iso-C"), ("FER2031", "FER2013")])
+def test_names_are_guessed_whatever_their_case(word: str, meant: str) -> None:
+    assert did_you_mean(word, ["KMNIST", "MNIST", "Iso-C", "FER2013"]).startswith(f"Did you mean '{meant}'? ")
 
 
 def test_used_part_of_a_suite() -> None:

@@ -98,6 +98,10 @@ class Suite:
         """The sentence that says how to make the cached images of a task, where they are missing or damaged."""
         return "Delete the folder of the suite and prepare it again."
 
+    def files_remedy(self, backbone: str) -> str:
+        """The sentence that says what to do about checkpoints and heads that are missing; none where it makes them."""
+        return ""
+
     def file_label(self, path: Path) -> str:
         """A name for one of its files that is the same wherever they lie."""
         return str(path.relative_to(self.root))

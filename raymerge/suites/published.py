@@ -169,6 +169,10 @@ class PublishedSuite(Suite):
         """Whether the splits of a task have to have the sizes that are known of its dataset."""
         return not self.any_size and self.datasets[task].num_train > 0
 
+    def files_remedy(self, backbone: str) -> str:
+        command = f"raymerge suite verify --suite {self.argument} --backbone {backbone}"
+        return f"'{command}' lists what is missing, and how to get it."
+
     def images_remedy(self, task: str) -> str:
         return f"Make it with: {self.prepare_command(task)}"
 

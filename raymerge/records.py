@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Split = Literal["val", "test"]
@@ -96,6 +96,35 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class ServiceStats:
+    """What the evaluators of a sweep have done since its first shard, and what they have before them."""
+
+    num_evaluators: int = 0
+    num_busy: int = 0
+    num_queued: int = 0
+    """Shards that wait for an evaluator."""
+    images: int = 0
+    busy_s: float = 0.0
+    """Time spent on shards, added up over evaluators, shards in work included."""
+    present_s: float = 0.0
+    """Time that evaluators were there, each from its first shard on, added up."""
+
+    @property
+    def occupancy(self) -> float | None:
+        """Share of their time that evaluators were busy."""
+        return min(1.0, self.busy_s / self.present_s) if self.present_s > 0 else None
+
+    def since(self, earlier: "ServiceStats") -> "ServiceStats":
+        """What was done between two moments; counts of the moment are those of the later one."""
+        return replace(
+            self,
+            images=self.images - earlier.images,
+            busy_s=self.busy_s - earlier.busy_s,
+            present_s=self.present_s - earlier.present_s,
+        )
+
+
+@dataclass(frozen=True)
 class TaskReference:
     """What a task's accuracy is divided by (normalized accuracy) and measured from (NAI)."""
 
@@ -124,6 +153,8 @@ class TrialRecord:
     """Wall time from submission to the last score."""
     images: int = 0
     """Images this trial really put through an encoder; 0 when every score was known already."""
+    occupancy: float | None = None
+    """Share of their time that all evaluators of the sweep were busy while this trial ran, whoever's shards they had."""
     device: str = ""
     error: str | None = None
     finished_at: float = 0.0

@@ -128,6 +128,7 @@ class Schemas:
                 ("num_scored", pa.int64()),
                 ("trial_s", pa.float64()),
                 ("images", pa.int64()),
+                ("occupancy", pa.float64()),
                 ("device", pa.string()),
                 ("precision", pa.string()),
                 ("finished_at", _TIME),
@@ -210,6 +211,7 @@ class Schemas:
             "num_scored": len(record.scores),
             "trial_s": record.seconds,
             "images": record.images,
+            "occupancy": record.occupancy,
         }
         return pa.Table.from_pylist([row], schema=self.trials)
 
@@ -263,6 +265,7 @@ TRIAL_FIELDS = [
     "num_scored",
     "trial_s",
     "images",
+    "occupancy",
     "device",
     "finished_at",
 ]
@@ -300,6 +303,7 @@ def read_record(trial: Mapping[str, Any], evaluations: Iterable[Mapping[str, Any
         index=trial["index"],
         seconds=trial["trial_s"],
         images=trial["images"],
+        occupancy=trial["occupancy"],
         device=trial["device"],
         error=trial["error"],
         finished_at=trial["finished_at"] / 1e6,

@@ -1,9 +1,11 @@
-"""Ray: connecting, and the actors and tasks that a sweep starts before its first trial."""
+"""Ray: connecting, and the actors and tasks that a sweep starts beside its trials."""
 
+import contextlib
 import importlib
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.dispatcher import Dispatcher
-from raymerge.errors import ClusterError, RaymergeError
+from raymerge.dispatcher import Dispatcher, Observation
+from raymerge.errors import ClusterError, EvaluationError, RaymergeError
 from raymerge.evaluation_choice import EvaluationChoice
+from raymerge.evaluator_pool import ActorLost, Node, describe, describe_needs
+from raymerge.evaluator_pool import slots as room_for
+from raymerge.node_files import NodeFiles
 from raymerge.records import content_id
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings, ResourceSettings
@@ -32,14 +39,28 @@ LOCAL = {
 }
 
 
+ANSWER_S = 60.0
+"""How long the dispatcher, which never computes, may take to answer."""
+SURVEY_S = 300.0
+"""How long a node may take to look at its files."""
+NODE_LABEL = "ray.io/node-id"
+NAMESPACE = "raymerge"
+"""Of named actors: every sweep of a cluster has one here, so that they know of each other."""
+SWEEP = "sweep-"
+
+
 @dataclass(frozen=True)
 class Slots:
-    """Logical CPUs of the cluster, and how many of them are kept free for merges."""
+    """How a cluster's logical CPUs are shared out."""
 
-    cpus: int
-    merges: int
     per_core: int = 1
     """Logical CPUs that stand for one core."""
+    fixed: float | None = None
+    """CPUs kept free for merges; None: one in eight of those there are."""
+
+    def reserved(self, cpus: float) -> float:
+        """CPUs that evaluators leave to merges and checks, of so many."""
+        return self.fixed if self.fixed is not None else max(1.0, cpus // 8)
 
 
 @contextmanager
@@ -72,17 +93,23 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
                 log_to_driver=debug,
                 logging_level=level,
                 configure_logging=debug,
+                namespace=NAMESPACE,
             )
         else:
-            ray.init(address=address, log_to_driver=debug, logging_level=level, configure_logging=debug)
+            ray.init(
+                address=address,
+                log_to_driver=debug,
+                logging_level=level,
+                configure_logging=debug,
+                namespace=NAMESPACE,
+            )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = f"at '{address}'" if address else "on this machine"
         raise ClusterError(
             f"no Ray cluster {where} ({_first_line(error)}). Is it running? See docs/cluster.md."
         ) from None
     try:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        yield Slots(cpus, cores, per_core=2) if address is None else Slots(cpus, max(1, cpus // 8))
+        yield Slots(per_core=2, fixed=cores) if address is None else Slots()
     finally:
         ray.shutdown()
 
@@ -94,39 +121,101 @@ def _mute_raylet() -> None:
         worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
-def num_evaluators(resources: ResourceSettings, slots: Slots) -> int:
-    """How many evaluators the cluster holds, or as many as the sweep asks for.
+def needs_of(resources: ResourceSettings) -> dict[str, float]:
+    """What one evaluator takes, by Ray's names."""
+    return {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator}
 
+
+def alive_nodes() -> list[Node]:
+    return [
+        Node(node["NodeID"], node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+    ]
+
+
+def check_room(resources: ResourceSettings, slots: Slots, *, may_grow: bool) -> None:
+    """Compare what a sweep asks for with what there is; ask a cluster that grows on demand to grow.
+
+    Args:
+        may_grow: nodes may still come, so a number of evaluators that does not fit yet is no mistake.
     Raises:
-        ClusterError: it cannot hold them.
+        ClusterError: there is no room for the evaluators.
     """
-    have = {"GPU": ray.cluster_resources().get("GPU", 0), "CPU": slots.cpus - slots.merges}
-    needs = {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator}
-    fits = min((int(have.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need > 0), default=1)
+    nodes, needs = alive_nodes(), needs_of(resources)
+    fits = sum(room_for(nodes, needs, slots.reserved(sum(node.resources.get("CPU", 0.0) for node in nodes))).values())
     wanted = 1 if resources.evaluators == "auto" else resources.evaluators
-    if fits < wanted:
-        there = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in needs)
-        each = " and ".join(f"{need:g} {kind}" for kind, need in needs.items() if need > 0)
+    if may_grow and resources.evaluators != "auto":
+        with contextlib.suppress(RayError, RuntimeError):
+            request_resources(bundles=[{kind: need for kind, need in needs.items() if need > 0}] * wanted)
+    elif fits < wanted:
         raise ClusterError(
-            f"the cluster has {there}: room for {fits} evaluators of {each} each, but the sweep needs {wanted}. "
-            "Change 'resources' of the sweep file, or add nodes."
+            f"the cluster has {describe(nodes, needs)}: room for {fits} evaluators of {describe_needs(needs)} each, "
+            f"but the sweep needs {wanted}. Change 'resources' of the sweep file, or add nodes."
         )
-    return fits if resources.evaluators == "auto" else wanted
 
 
-def check_suite(suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None = None) -> dict[Path, str]:
+def survey_nodes(
+    suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None, node_ids: Sequence[str]
+) -> dict[str, NodeFiles]:
+    """What every node has of a sweep's files, by node id; one that does not answer is absent."""
+    look: Any = ray.remote(num_cpus=0)(_survey)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            suite, tasks, moments
+        ): node_id
+        for node_id in node_ids
+    }
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SURVEY_S)
+    found: dict[str, NodeFiles] = {}
+    for reference in done:
+        with contextlib.suppress(RayError):  # it has left meanwhile
+            found[asked[reference]] = ray.get(reference)
+    return found
+
+
+def describe_nodes(reports: Mapping[str, NodeFiles]) -> list[dict[str, Any]]:
+    """The nodes that are alive, for the manifest.
+
+    Args:
+        reports: what is known of them, by node id.
+    """
+    described = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources, report = node["Resources"], reports.get(node["NodeID"])
+            described.append(
+                {
+                    "id": node["NodeID"],
+                    "host": node["NodeManagerHostname"],
+                    "ip": node["NodeManagerAddress"],
+                    "cpus": resources.get("CPU", 0.0),
+                    "gpus": resources.get("GPU", 0.0),
+                    "devices": list(report.devices) if report else [],
+                    "versions": dict(report.versions) if report else {},
+                }
+            )
+    return described
+
+
+def this_node() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def check_suite(
+    suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None = None, node_ids: Sequence[str] = ()
+) -> dict[Path, str]:
     """Check every file a sweep will read, in parallel. Returns the SHA-256 of each but the images, by path.
 
     Args:
         tasks: the tasks in use, by backbone.
         moments: folder of input moments, where a method needs them.
+        node_ids: nodes that look at their files; none: any node.
     Raises:
         CheckpointError, DataError: the first problem found.
     """
-    checks = [_check_backbone.remote(suite, backbone) for backbone in tasks]
-    checks += [
-        _check_task.remote(suite, backbone, task, moments) for backbone, names in tasks.items() for task in names
-    ]
+    options: Any = {"label_selector": {NODE_LABEL: f"in({','.join(node_ids)})"}} if node_ids else {}
+    backbone_check, task_check = _check_backbone.options(**options), _check_task.options(**options)
+    checks = [backbone_check.remote(suite, backbone) for backbone in tasks]
+    checks += [task_check.remote(suite, backbone, task, moments) for backbone, names in tasks.items() for task in names]
     hashes: dict[Path, str] = {}
     for found in get(checks):
         hashes |= found
@@ -166,34 +255,92 @@ def choose_evaluation(
     return choice
 
 
-def start_evaluators(
+@dataclass(frozen=True)
+class Started:
+    """An evaluator, and the device it will tell once it is ready."""
+
+    actor: Any
+    ready: Any
+
+
+def start_evaluator(
     suite: Suite,
     settings: EvaluationSettings,
     resources: ResourceSettings,
-    num: int,
     backbones: Sequence[str],
     batch_sizes: Mapping[str, int] | None = None,
-) -> tuple[list[Any], str]:
-    """Start evaluators and wait until each has loaded its encoders. Returns their handles and the device's name.
+    node_id: str | None = None,
+) -> Started:
+    """Start an evaluator, and have it load its encoders.
 
     Args:
         settings: with a precision that is not auto.
         batch_sizes: by backbone, where they were measured.
+        node_id: where; None: anywhere.
     """
-    actor = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_restarts=-1)(
+    options: dict[str, Any] = {}
+    if node_id is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    actor: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, **options)(
         _EvalActor
     )
-    given = (suite, settings, _threads(resources), batch_sizes or {})
-    evaluators: list[Any] = [actor.remote(*given) for _ in range(num)]
-    devices = get([evaluator.ready.remote(list(backbones)) for evaluator in evaluators])
-    return evaluators, ", ".join(sorted(set(devices)))
+    handle = actor.remote(suite, settings, _threads(resources), batch_sizes or {})
+    return Started(handle, handle.ready.remote(list(backbones)))
 
 
-def start_dispatcher(evaluators: Sequence[Any], backbones: Sequence[str]) -> Any:
-    """Start the queue that feeds the evaluators."""
-    dispatcher: Any = ray.remote(num_cpus=0)(Dispatcher).remote(evaluators, backbones)
-    get([dispatcher.start.remote()])
-    return dispatcher
+def start_dispatcher() -> tuple[str, Any]:
+    """Start the queue that feeds the evaluators, on this node. Returns the name of the sweep, and its handle."""
+    name = f"{SWEEP}{uuid.uuid4().hex[:12]}"
+    actor: Any = ray.remote(Dispatcher)
+    here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+    dispatcher = actor.options(num_cpus=0, name=name, scheduling_strategy=here).remote()
+    get([dispatcher.observe.remote()])
+    return name, dispatcher
+
+
+class RayView:
+    """Ray as the pool of evaluators sees it."""
+
+    def __init__(self, dispatcher: Any, start: Callable[[str], Started]):
+        self._dispatcher = dispatcher
+        self._start = start
+
+    def nodes(self) -> list[Node]:
+        return alive_nodes()
+
+    def sweeps(self) -> list[str]:
+        return [name for name in ray.util.list_named_actors() if name.startswith(SWEEP)]
+
+    def start(self, node_id: str) -> Started:
+        return self._start(node_id)
+
+    def is_ready(self, handle: Started) -> str | None:
+        if not self.is_done(handle.ready):
+            return None
+        try:
+            return ray.get(handle.ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, RaymergeError):
+                raise error.cause from None
+            raise EvaluationError(f"an evaluator cannot start ({_first_line(error.cause)}).") from error
+        except RayError as error:
+            raise ActorLost(_first_line(error)) from None
+
+    def kill(self, handle: Started) -> None:
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(handle.actor)
+
+    def join(self, evaluator_id: str, handle: Started) -> None:
+        self._dispatcher.join.remote(evaluator_id, handle.actor)
+
+    def retire(self, evaluator_id: str) -> Any:
+        return self._dispatcher.retire.remote(evaluator_id)
+
+    def is_done(self, reference: Any) -> bool:
+        return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
+
+    def observe(self) -> Observation:
+        return ray.get(self._dispatcher.observe.remote(), timeout=ANSWER_S)
 
 
 def get(references: Sequence[Any], on_wait: Callable[[], None] = lambda: None, interval_s: float = 0.5) -> list[Any]:
@@ -249,6 +396,12 @@ class _EvalActor:
     def cpu_s(self) -> float:
         """Time that this process has spent on processors, for benchmarks."""
         return time.process_time()
+
+
+def _survey(suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None) -> NodeFiles:
+    from raymerge.node_files import survey
+
+    return survey(suite, tasks, moments)
 
 
 @ray.remote(num_cpus=1)

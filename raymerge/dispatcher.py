@@ -1,23 +1,23 @@
 """Dispatcher: one queue of shards for all running trials, and the evaluators that empty it. An async Ray actor.
 
 One shard is in flight per evaluator, and the trial that was submitted first is served first: measured best of several
-ways to share evaluators (docs/performance.md). An evaluator that dies is restarted by Ray and its shard queued again.
+ways to share evaluators (docs/performance.md). Evaluators join and leave at any time; the shard of one that dies is
+queued again, before all others.
 """
 
 import asyncio
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
-from raymerge.records import EvalJob, Failed, Scored, TaskScore
+from raymerge.records import EvalJob, Failed, Scored, ServiceStats, TaskScore
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
-RESTART_TIMEOUT_S = 300.0
-ALL_LOST = "every evaluator died and none could be started again"
 
 
 @dataclass(order=True)
@@ -39,15 +39,18 @@ class _Ticket:
     remaining: dict[str, int] = field(default_factory=dict)
     """Shards to come, by task."""
     scores: dict[str, TaskScore] = field(default_factory=dict)
-    fresh: list[TaskScore] = field(default_factory=list)
-    """Complete scores nobody has asked for yet."""
+    complete: list[TaskScore] = field(default_factory=list)
+    """Scores of which no shard is missing, in the order they came."""
     error: str | None = None
+    since: ServiceStats = field(default_factory=ServiceStats)
+    """What evaluators had done when it was submitted."""
+    occupancy: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def num_left(self) -> int:
         """Tasks that are not scored."""
-        return sum(count > 0 for count in self.remaining.values())
+        return len(self.remaining) - len(self.complete)
 
     @property
     def done(self) -> bool:
@@ -56,49 +59,103 @@ class _Ticket:
 
 @dataclass(frozen=True)
 class Progress:
-    """News of a trial: the tasks scored since the last call, or why it failed."""
+    """News of a trial: the tasks scored since those that were known, or why it failed."""
 
     scores: list[TaskScore]
     num_scored: int
     done: bool
     error: str | None = None
+    occupancy: float | None = None
+    """Of all evaluators from its submission to its end."""
 
 
 @dataclass(frozen=True)
-class DispatcherStats:
-    images: int
-    busy_s: tuple[float, ...]
-    """Time each evaluator spent on shards."""
-    wall_s: float
-    """Since the first shard was queued."""
+class Working:
+    """What one evaluator does."""
+
+    evaluator: str
+    trial_id: str | None = None
+    """None: it waits for work."""
+    what: str = ""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The evaluators at one moment."""
+
+    stats: ServiceStats
+    working: tuple[Working, ...] = ()
+    lost: tuple[str, ...] = ()
+    """Evaluators that have died since the last observation."""
+
+
+@dataclass
+class _Member:
+    """An evaluator that serves."""
+
+    handle: Any
+    server: asyncio.Task[None] | None = None
+    retiring: bool = False
+    first_shard: float | None = None
+    """When it began its first shard."""
+    entry: _Entry | None = None
+    """What it works on, since `started`."""
+    started: float = 0.0
 
 
 class Dispatcher:
-    def __init__(self, evaluators: Sequence[Any], backbones: Sequence[str]):
-        """
-        Args:
-            evaluators: handles of EvalWorker actors that are ready.
-            backbones: what a restarted evaluator loads before it is ready again.
-        """
-        self._evaluators = list(evaluators)
-        self._backbones = list(backbones)
-        self._queue: asyncio.PriorityQueue[_Entry] = asyncio.PriorityQueue()
+    def __init__(self) -> None:
+        self._members: dict[str, _Member] = {}
+        self._lost: list[str] = []
+        self._queue: list[_Entry] = []
+        """A heap."""
+        self._work = asyncio.Condition()
         self._tickets: dict[str, _Ticket] = {}
         self._forgotten: set[str] = set()
         self._updates: dict[str, asyncio.Future[list[Any]]] = {}
         self._num_submitted = 0
         self._images = 0
-        self._busy_s = [0.0] * len(self._evaluators)
-        self._started: float | None = None
+        self._busy_s = 0.0
+        self._past_s = 0.0
+        """Time that evaluators were there which have left."""
         self._waited_for: set[str] = set()
         self._num_expected: int | None = None
         self._gate = asyncio.Event()
-        self._servers: list[asyncio.Task[None]] = []
-        self._num_serving = len(self._evaluators)
 
-    async def start(self) -> None:
-        """Begin to serve: one coroutine per evaluator."""
-        self._servers = [asyncio.create_task(self._serve(i)) for i in range(len(self._evaluators))]
+    async def join(self, evaluator_id: str, handle: Any) -> None:
+        """Give shards to one more evaluator, which is ready."""
+        member = _Member(handle)
+        self._members[evaluator_id] = member
+        member.server = asyncio.create_task(self._serve(evaluator_id, member))
+
+    async def retire(self, evaluator_id: str) -> None:
+        """Return once an evaluator has ended its shard; it gets no other."""
+        if (member := self._members.get(evaluator_id)) and member.server:
+            member.retiring = True
+            async with self._work:
+                self._work.notify_all()
+            await asyncio.wait([member.server])
+
+    async def observe(self) -> Observation:
+        """What evaluators do, and which of them died since the last call."""
+        lost, self._lost = self._lost, []
+        working = [
+            Working(name, m.entry.trial_id, _label(m.entry.job)) if m.entry else Working(name)
+            for name, m in self._members.items()
+        ]
+        return Observation(self._stats(), tuple(working), tuple(lost))
+
+    def _stats(self) -> ServiceStats:
+        now = time.monotonic()
+        members = self._members.values()
+        return ServiceStats(
+            num_evaluators=len(members),
+            num_busy=sum(m.entry is not None for m in members),
+            num_queued=sum(entry.trial_id in self._tickets for entry in self._queue),
+            images=self._images,
+            busy_s=self._busy_s + sum(now - m.started for m in members if m.entry),
+            present_s=self._past_s + sum(now - m.first_shard for m in members if m.first_shard is not None),
+        )
 
     # Calls of an async actor may begin in another order than they were made in. So none of these may rely on an
     # earlier one: a ticket is opened by whoever comes first, and a shard waits for its update.
@@ -116,13 +173,15 @@ class Dispatcher:
         ticket = self._ticket(trial_id)
         if ticket is None:
             return
-        self._started = self._started or time.monotonic()
         self._num_submitted += 1
         ticket.submitted = True
+        ticket.since = self._stats()
         ticket.changed.set()
         for rank, job in enumerate(jobs):
             ticket.remaining[job.task] = ticket.remaining.get(job.task, 0) + 1
-            self._queue.put_nowait(_Entry(self._num_submitted, rank, trial_id, job))
+            heapq.heappush(self._queue, _Entry(self._num_submitted, rank, trial_id, job))
+        async with self._work:
+            self._work.notify(len(jobs))
 
     async def fail(self, trial_id: str, error: str) -> None:
         """End a trial that cannot be run."""
@@ -139,22 +198,19 @@ class Dispatcher:
         if self._num_expected is not None and len(self._waited_for) >= self._num_expected:
             self._gate.set()
 
-    async def progress(self, trial_id: str) -> Progress:
-        """Wait for news of a trial."""
+    async def progress(self, trial_id: str, num_known: int = 0) -> Progress:
+        """Wait for news of a trial: scores beyond the first `num_known`, or its end."""
         self._waited_for.add(trial_id)
         self._check_gate()
         await self._gate.wait()
         ticket = self._ticket(trial_id)
         if ticket is None:
             return Progress([], 0, True)
-        if not self._num_serving:
-            self._fail(ticket, ALL_LOST)
-        while not ticket.fresh and not ticket.done:
+        while len(ticket.complete) <= num_known and not ticket.done:
             ticket.changed.clear()
             await ticket.changed.wait()
-        fresh, ticket.fresh = ticket.fresh, []
-        num_left, done = ticket.num_left, ticket.done
-        return Progress(fresh, len(ticket.remaining) - num_left, done, ticket.error)
+        fresh = ticket.complete[num_known:]
+        return Progress(fresh, len(ticket.complete), ticket.done, ticket.error, ticket.occupancy)
 
     async def forget(self, trial_ids: Sequence[str]) -> None:
         """Drop what is left of some trials."""
@@ -174,56 +230,55 @@ class Dispatcher:
             self._updates[update_id] = asyncio.get_running_loop().create_future()
         return self._updates[update_id]
 
-    async def stats(self) -> DispatcherStats:
-        wall_s = time.monotonic() - self._started if self._started else 0.0
-        return DispatcherStats(self._images, tuple(self._busy_s), wall_s)
+    async def _serve(self, evaluator_id: str, member: _Member) -> None:
+        """Hand shards to one evaluator until it retires or dies."""
+        try:
+            while (entry := await self._next(member)) is not None:
+                member.entry, member.started = entry, time.monotonic()
+                member.first_shard = member.first_shard or member.started
+                job, outcome = entry.job, None
+                try:
+                    if job.update_id is not None:
+                        job = replace(job, update=await self._update(job.update_id))
+                    outcome = await member.handle.run.remote(job)
+                except RayActorError as error:
+                    self._lost.append(evaluator_id)
+                    outcome = self._requeued(entry, error)
+                    break
+                except Exception as error:  # a bug: the trial fails, the sweep goes on
+                    outcome = Failed(f"{_label(job)}: {type(error).__name__}: {_reason(error)}")
+                finally:
+                    # what lies between its own clock and ours is waiting
+                    elapsed = time.monotonic() - member.started
+                    self._busy_s += min(elapsed, outcome.seconds) if isinstance(outcome, Scored) else elapsed
+                    member.entry = None
+                    if outcome is not None:
+                        self._take(entry, outcome)
+        finally:
+            del self._members[evaluator_id]
+            if member.first_shard is not None:
+                self._past_s += time.monotonic() - member.first_shard
+            async with self._work:
+                self._work.notify()  # it may have been woken for a shard that it did not take
 
-    async def _serve(self, index: int) -> None:
-        """Hand shards to one evaluator until it is lost for good."""
-        alive = True
-        while alive:
-            entry = await self._queue.get()
-            if entry.trial_id not in self._tickets:  # stopped early
-                continue
-            job = entry.job
-            started = time.monotonic()
-            try:
-                if job.update_id is not None:
-                    job = replace(job, update=await self._update(job.update_id))
-                outcome = await self._evaluators[index].run.remote(job)
-            except RayActorError as error:
-                self._requeue(entry, error)
-                alive = await self._restarted(index)
-                continue
-            except Exception as error:  # a bug: the trial fails, the sweep goes on
-                outcome = Failed(f"{job.backbone}/{job.task} ({job.split}): {type(error).__name__}: {_reason(error)}")
-            self._busy_s[index] += time.monotonic() - started
-            self._take(entry, outcome)
-        self._num_serving -= 1
-        if not self._num_serving:
-            for ticket in self._tickets.values():
-                self._fail(ticket, ALL_LOST)
+    async def _next(self, member: _Member) -> _Entry | None:
+        """The first shard that is still wanted; None when the evaluator retires."""
+        async with self._work:
+            while not member.retiring:
+                while self._queue:
+                    entry = heapq.heappop(self._queue)
+                    if entry.trial_id in self._tickets:
+                        return entry
+                await self._work.wait()
+        return None
 
-    def _requeue(self, entry: _Entry, error: RayActorError) -> None:
+    def _requeued(self, entry: _Entry, error: RayActorError) -> Failed | None:
+        """Queue the shard of an evaluator that died; or what becomes of it when it has cost too many."""
         entry.attempts += 1
-        job = entry.job
         if entry.attempts < MAX_ATTEMPTS:
-            self._queue.put_nowait(entry)
-        else:
-            what = f"{job.backbone}/{job.task} ({job.split})"
-            self._take(entry, Failed(f"{what}: {entry.attempts} evaluators died on it ({_reason(error)})"))
-
-    async def _restarted(self, index: int) -> bool:
-        """Wait until Ray has started a dead evaluator anew; False when that does not succeed in time."""
-        deadline = time.monotonic() + RESTART_TIMEOUT_S
-        while time.monotonic() < deadline:
-            try:
-                await self._evaluators[index].ready.remote(self._backbones)
-            except RayError:
-                await asyncio.sleep(1.0)
-            else:
-                return True
-        return False
+            heapq.heappush(self._queue, entry)
+            return None
+        return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({_reason(error)})")
 
     def _take(self, entry: _Entry, outcome: Scored | Failed) -> None:
         ticket = self._tickets.get(entry.trial_id)
@@ -240,7 +295,9 @@ class Dispatcher:
         )
         ticket.remaining[task] -= 1
         if not ticket.remaining[task]:
-            ticket.fresh.append(ticket.scores[task])
+            ticket.complete.append(ticket.scores[task])
+            if ticket.done:
+                ticket.occupancy = self._stats().since(ticket.since).occupancy
             ticket.changed.set()
 
     @staticmethod
@@ -253,3 +310,7 @@ def _reason(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def _label(job: EvalJob) -> str:
+    return f"{job.backbone}/{job.task} ({job.split})"

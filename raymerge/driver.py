@@ -66,6 +66,7 @@ class _Running:
     """Tasks whose scores did not have to be evaluated."""
     started: float = field(default_factory=time.monotonic)
     complete: bool = False
+    occupancy: float | None = None
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Sweep:
         """
         self.spec = spec
         self.suite = suite
+        self.cells = tuple(cells)
         self.device = device
         self._on_record = on_record
         self._published = published
@@ -202,10 +204,14 @@ class Sweep:
         running.scores |= {score.task: score for score in scores}
         return self._stop_after(running) is None
 
-    def complete(self, trial_id: str) -> None:
-        """Every score of the trial is in, or `report` said to stop."""
+    def complete(self, trial_id: str, occupancy: float | None = None) -> None:
+        """Every score of the trial is in, or `report` said to stop.
+
+        Args:
+            occupancy: share of their time that evaluators were busy while it ran, where that is known.
+        """
         running = self._running[trial_id]
-        running.complete = True
+        running.complete, running.occupancy = True, occupancy
         missing = self.missing_tasks(trial_id)
         assert not missing or self._stop_after(running) is not None, f"no score of {missing} in {running.trial.cell}"
         for task, score in running.scores.items():
@@ -426,6 +432,7 @@ class Sweep:
             index=trial.index,
             seconds=time.monotonic() - running.started,
             images=sum(score.total for score in new),
+            occupancy=running.occupancy,
             device=self.device,
             error=error,
             finished_at=time.time(),

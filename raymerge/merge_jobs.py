@@ -15,6 +15,8 @@ from raymerge.merge_request import Family, Merge, MergeRequest, group_merges, re
 from raymerge.suites import Suite
 
 POLL_S = 0.05
+MAX_MOVES = 5
+"""How often parts of one merge are started again because nodes have come or gone meanwhile."""
 
 
 @dataclass
@@ -28,6 +30,8 @@ class _Group:
     """Per shard, one reference per merge."""
     num_running: int = 0
     failed: bool = False
+    num_moved: int = 0
+    """How often a part of it was started again elsewhere."""
 
 
 class MergeJobs:
@@ -44,8 +48,9 @@ class MergeJobs:
         moments: Path,
         *,
         families: Sequence[Family],
-        max_parallel: int,
+        max_parallel: Callable[[], int],
         publish: Callable[[str, list[Any]], None],
+        placement: Callable[[], Mapping[str, Any]] = dict,
     ):
         """
         Args:
@@ -53,7 +58,9 @@ class MergeJobs:
             hashes: SHA-256 of every checkpoint.
             cache: folder of merged updates, on the machine that merges.
             moments: folder of input moments.
+            max_parallel: how many tasks run at once, by now.
             publish: told a merge id and the references of its shards.
+            placement: options of Ray that keep a task to the nodes that have the checkpoints, by now.
         """
         self._suite = suite
         self._hashes = hashes
@@ -62,6 +69,7 @@ class MergeJobs:
         self._families = families
         self._max_parallel = max_parallel
         self._publish = publish
+        self._placement = placement
         self._lock = threading.Condition()
         self._known: set[str] = set()
         self._references: dict[str, list[Any]] = {}
@@ -69,7 +77,8 @@ class MergeJobs:
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: dict[Any, Callable[[Any], None]] = {}
         """By the task's first result: what to do with it."""
-        self._owners: dict[Any, _Group] = {}
+        self._owners: dict[Any, tuple[_Group, Mapping[str, Any], Callable[[], None]]] = {}
+        """By the same: whose it is, where it could run, and how to start it again."""
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="merges", daemon=True)
         self._thread.start()
@@ -122,7 +131,7 @@ class MergeJobs:
                     self._lock.wait()
                 if self._closed:
                     return
-                while self._waiting and len(self._running) < self._max_parallel:
+                while self._waiting and len(self._running) < self._max_parallel():
                     self._waiting.popleft()()
                 running = list(self._running)
             ready, _ = ray.wait(running, num_returns=1, timeout=POLL_S)
@@ -131,11 +140,16 @@ class MergeJobs:
                     self._finish(reference)
 
     def _finish(self, reference: Any) -> None:
-        take, group = self._running.pop(reference), self._owners.pop(reference)
+        take = self._running.pop(reference)
+        group, placed, again = self._owners.pop(reference)
         group.num_running -= 1
         try:
             take(ray.get(reference))
         except (RaymergeError, RayError) as error:
+            if placed != self._placement() and group.num_moved < MAX_MOVES:  # it may have run where files are missing
+                group.num_moved += 1
+                self._waiting.appendleft(again)
+                return
             if not group.failed:
                 self._failures |= {merge.merge_id: _message(error) for merge in group.merges}
             group.failed = True
@@ -143,13 +157,14 @@ class MergeJobs:
     def _start(self, task: Any, group: _Group, take: Callable[[Any, list[Any]], None], *args: Any) -> None:
         if group.failed:
             return
-        returned = task.options(num_returns=1 + len(group.merges)).remote(
+        placed = self._placement()
+        returned = task.options(num_returns=1 + len(group.merges), **placed).remote(
             group.request, group.hashes, *args, self._cache
         )
         first, *updates = returned
         group.num_running += 1
         self._running[first] = lambda value: take(value, updates)
-        self._owners[first] = group
+        self._owners[first] = (group, placed, lambda: self._start(task, group, take, *args))
 
     def _start_first(self, group: _Group) -> None:
         def take(plan: tuple[int, Any], updates: list[Any]) -> None:

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import filelock
 import raymerge
 from raymerge.errors import OutputError
 from raymerge.folder import Folder, Location
+from raymerge.records import ServiceStats
 from raymerge.result_schema import RESULTS_VERSION
 
 MANIFEST = "manifest.json"
@@ -61,6 +62,12 @@ class Output:
         """Write down what `auto` stands for, so that whoever continues the sweep evaluates alike."""
         self.manifest[CHOICE] = choice
         self._write()
+
+    def start_run(self, *, address: str | None, nodes: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def end_run(self, outcome: str, stats: ServiceStats) -> None:
+        pass
 
     def _write(self) -> None:
         try:

@@ -1,15 +1,28 @@
-"""Preparing the demo suite with Ray: pre-training, then every task in parallel, each on one torch thread."""
+"""Preparing the demo suite with Ray: pre-training, then every task in parallel, each on one torch thread.
 
+All of it on this machine, whose files it makes; `copy_suite` brings them to others.
+"""
+
+import contextlib
+import io
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import filelock
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.cluster import Slots, get
+from raymerge.cluster import Slots, get, this_node
 from raymerge.suites import Suite
 from raymerge.suites.demo.recipe import TASK_NAMES, DemoRecipe, make_recipe
+
+COPY_S = 600.0
+"""How long copying a suite to other nodes may take."""
 
 Report = Callable[[str, float], None]
 """Told what is being done and which fraction of the whole preparation is behind it."""
@@ -44,10 +57,11 @@ def prepare_suite(suite: Suite, slots: Slots, report: Report) -> None:
                 what = f"fine-tuning experts, {finished} of {len(TASK_NAMES)} done"
             report(what, done / sum(shares.values()))
 
-        task = _task.options(num_cpus=slots.per_core)
-        get([_pretrain.options(num_cpus=slots.per_core).remote(recipe, suite, progress)], on_wait)
+        here: Any = {"scheduling_strategy": NodeAffinitySchedulingStrategy(this_node(), soft=False)}
+        task = _task.options(num_cpus=slots.per_core, **here)
+        get([_pretrain.options(num_cpus=slots.per_core, **here).remote(recipe, suite, progress)], on_wait)
         get([task.remote(recipe, suite, name, progress) for name in TASK_NAMES], on_wait)
-        get([_finish.remote(recipe, suite)])
+        get([_finish.options(**here).remote(recipe, suite)])
         ray.kill(progress)
 
 
@@ -97,3 +111,33 @@ def _finish(recipe: DemoRecipe, suite: Suite) -> None:
     from raymerge.suites.demo.prepare import finish
 
     finish(recipe, suite.root)
+
+
+def copy_suite(suite: Suite, node_ids: Sequence[str]) -> None:
+    """Put a suite of this machine's cache on nodes that share no file system with it."""
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.add(suite.root, arcname=".")
+        file.seek(0)
+        content = ray.put(file.read())
+    copies = [
+        _unpack.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(suite, content)
+        for node_id in node_ids
+    ]
+    ready, _ = ray.wait(copies, num_returns=len(copies), timeout=COPY_S)
+    for copy in ready:
+        with contextlib.suppress(RayError):  # the next look at the node says what it lacks
+            ray.get(copy)
+
+
+@ray.remote(num_cpus=0)
+def _unpack(suite: Suite, content: bytes) -> None:
+    suite.root.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(suite.root.with_name(suite.root.name + ".lock")):
+        if suite.root.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=suite.root.parent) as folder:
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                archive.extractall(folder, filter="data")
+            Path(folder).rename(suite.root)
+            Path(folder).mkdir()  # for the one who deletes it

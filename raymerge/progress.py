@@ -47,6 +47,7 @@ class Silent:
     def preparing(self, what: str, fraction: float) -> None: ...
     def sweeping(self, sweep: SweepInfo, device: str, num_evaluators: int) -> None: ...
     def trial(self, record: TrialRecord) -> None: ...
+    def notice(self, what: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -105,6 +106,10 @@ class Lines:
             self._line(_progress(self._tally))
 
     @_guarded
+    def notice(self, what: str) -> None:
+        self._line(what)
+
+    @_guarded
     def close(self) -> None:
         if self._tally is not None:
             self._line(_closing(self._tally, self._clock() - self._started))
@@ -152,6 +157,10 @@ class LiveView:
         with self._lock:
             if self._tally is not None:
                 self._tally.add(record)
+
+    @_guarded
+    def notice(self, what: str) -> None:
+        self._console.out(what, highlight=False)  # above the view, where it stays
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

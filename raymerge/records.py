@@ -154,7 +154,7 @@ class TrialRecord:
     images: int = 0
     """Images this trial really put through an encoder; 0 when every score was known already."""
     occupancy: float | None = None
-    """Share of their time that all evaluators of the sweep were busy while this trial ran, whoever's shards they had."""
+    """Share of their time that all evaluators of the sweep were busy while it ran, whoever's shards they had."""
     device: str = ""
     error: str | None = None
     finished_at: float = 0.0

@@ -5,48 +5,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from raymerge.driver import Sweep, reference_cells
 from raymerge.errors import SweepFileError
-from raymerge.evaluation_choice import EvaluationChoice
-from raymerge.methods import METHODS
+from raymerge.folder import Location
 from raymerge.output import Output, open_output
 from raymerge.published import Accuracies, expert_accuracies
-from raymerge.records import SPLITS, Cell, TrialRecord
+from raymerge.records import SPLITS, Cell, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter, recover, write_summary
 from raymerge.search_space import sweep_cells
+from raymerge.selection import Objective
 from raymerge.suite_file import find_suite
-from raymerge.suites import Suite, cache_dir, moments_dir
+from raymerge.suites import Suite
 from raymerge.summary import SummaryRow, summarise
 from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
 
 if TYPE_CHECKING:
-    from raymerge.cluster import Slots
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """Who watches a sweep. Called from the thread that runs it; must not block."""
-
-    def stage(self, what: str) -> None:
-        """A new stage begins, e.g. "starting Ray"."""
-        ...
-
-    def preparing(self, what: str, fraction: float) -> None:
-        """How far the preparation of the suite is."""
-        ...
-
-    def sweeping(self, sweep: Sweep, device: str, num_evaluators: int) -> None:
-        """Trials begin; `sweep` knows cells and records."""
-        ...
-
-    def trial(self, record: TrialRecord) -> None:
-        """A trial was saved."""
-        ...
+    from raymerge.execution import Listener
 
 
 @dataclass(frozen=True)
@@ -62,69 +39,90 @@ class Outcome:
 
 
 def run_sweep(
-    spec: SweepSpec, output_dir: Path, listener: Listener, *, address: str | None = None, debug: bool = False
+    spec: SweepSpec, output_dir: Location, listener: "Listener", *, address: str | None = None, debug: bool = False
 ) -> Outcome:
     """Run a sweep to its end, or to the first signal; continue it if `output_dir` holds a part of it.
 
+    Args:
+        address: of a Ray cluster; None starts Ray here. With ray:// the sweep runs on the cluster, and paths of
+            weights and images are those of the cluster; results are written by this process all the same.
     Raises:
         SweepFileError: the suite lacks a backbone or task that the sweep names.
         PreflightError: checkpoints, images, output folder or cluster are not fit for it.
     """
     suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
-    if spec.evaluation.denominators == "published":
-        published_denominators(suite, cells)
+    published = published_denominators(suite, cells) if spec.evaluation.denominators == "published" else None
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
+        store = OutputStore(output, spec, suite, address)
         listener.stage("starting Ray")
-        from raymerge import cluster, preparation  # ray takes seconds to import
+        from raymerge import cluster, execution, remote_driver  # ray takes seconds to import
 
-        with cluster.connected(address, debug=debug) as slots:
-            if not suite.is_prepared:
-                listener.stage("preparing the suite")
-            preparation.prepare_suite(suite, slots, listener.preparing)
-            tasks = {cell.backbone: cell.tasks for cell in reference_cells(suite, cells)}
-            listener.stage("checking checkpoints and images")
-            moments = Path(spec.moments).expanduser() if spec.moments else moments_dir(suite)
-            needs_moments = any(METHODS.declaration(cell.method).moments for cell in cells)
-            hashes = cluster.check_suite(suite, tasks, moments if needs_moments else None)
-            fingerprint = cluster.fingerprint(suite, hashes, moments)
-            output.begin(fingerprint)
-            choice = _choose(output, spec, suite, tasks, listener)
-            context = RunContext(
-                sweep=spec.name,
-                spec_hash=spec_hash(spec),
-                suite=suite.name,
-                profile=suite.profile,
-                suite_seed=suite.seed,
-                suite_fingerprint=fingerprint,
-                objective=spec.search.objective,
-                precision=choice.precision,
-                denominators=spec.evaluation.denominators,
-            )
-            spec = with_precision(spec, choice.precision)
-            return _run(spec, suite, cells, output_dir, context, hashes, moments, choice.batch_sizes, slots, listener)
+        def guard() -> contextlib.AbstractContextManager[Callable[[], bool]]:
+            return _stop_on_signal(listener)
+
+        if address is not None and address.startswith("ray://"):
+            done = remote_driver.execute(address, spec, suite, store, listener, guard, published, debug=debug)
+        else:
+            with cluster.connected(address, debug=debug) as slots:
+                place = execution.Place(slots, is_cluster=address is not None)
+                done = execution.execute(spec, suite, store, listener, place, guard, published)
+        return Outcome(store.summarise(cells), interrupted=not done)
 
 
-def with_precision(spec: SweepSpec, precision: str) -> SweepSpec:
-    """The sweep in one of the precisions there are, in place of auto: it is part of what trials are known by."""
-    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"precision": precision})})
+class OutputStore:
+    """The output folder, as the one who executes a sweep sees it."""
 
+    def __init__(self, output: Output, spec: SweepSpec, suite: Suite, address: str | None):
+        self.records: dict[str, TrialRecord] = {}
+        self._output = output
+        self._address = address
+        self._objective: Objective = spec.search.objective
+        self._context = RunContext(
+            sweep=spec.name,
+            spec_hash=spec_hash(spec),
+            suite=suite.name,
+            profile=suite.profile,
+            suite_seed=suite.seed,
+            suite_fingerprint="",
+            objective=spec.search.objective,
+            precision=spec.evaluation.precision,
+            denominators=spec.evaluation.denominators,
+        )
+        self._writer: ResultsWriter | None = None
 
-def _choose(
-    output: Output, spec: SweepSpec, suite: Suite, tasks: Mapping[str, Sequence[str]], listener: Listener
-) -> EvaluationChoice:
-    """What `auto` stands for: as an earlier run of this sweep decided, or measured now and written down."""
-    from raymerge import cluster
+    def begin(self, suite_fingerprint: str) -> None:
+        self._output.begin(suite_fingerprint)
+        self._context = replace(self._context, suite_fingerprint=suite_fingerprint)
 
-    if output.choice is not None:
-        return EvaluationChoice.from_dict(output.choice)
-    if cluster.is_decided(spec.evaluation):
-        return EvaluationChoice(spec.evaluation.precision)
-    listener.stage("measuring precisions and batch sizes")
-    choice = cluster.choose_evaluation(suite, spec.evaluation, spec.resources, tasks)
-    output.keep_choice(choice.as_dict())
-    listener.stage(f"evaluating with {choice}")
-    return choice
+    def choice(self) -> Mapping[str, Any] | None:
+        return self._output.choice
+
+    def keep_choice(self, choice: Mapping[str, Any]) -> None:
+        self._output.keep_choice(choice)
+
+    def open(self, precision: str) -> Mapping[str, TrialRecord]:
+        self._context = replace(self._context, precision=precision)
+        self._writer = ResultsWriter(self._output.folder, self._context)
+        self.records = recover(self._output.folder)
+        return dict(self.records)
+
+    def append(self, record: TrialRecord) -> None:
+        assert self._writer is not None, "opened first"
+        self._writer.append(record)
+        self.records[record.trial_id] = record
+
+    def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        self._output.start_run(address=self._address, nodes=nodes)
+
+    def run_ends(self, outcome: str, stats: ServiceStats) -> None:
+        self._output.end_run(outcome, stats)
+
+    def summarise(self, cells: Sequence[Cell]) -> list[SummaryRow]:
+        """Write the summary of all records."""
+        rows = summarise(self.records.values(), cells, self._objective)
+        write_summary(self._output.folder, rows, self._context)
+        return rows
 
 
 def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
@@ -145,65 +143,8 @@ def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
     return known
 
 
-def _run(
-    spec: SweepSpec,
-    suite: Suite,
-    cells: Sequence[Cell],
-    output_dir: Path,
-    context: RunContext,
-    hashes: dict[Path, str],
-    moments: Path,
-    batch_sizes: Mapping[str, int],
-    slots: "Slots",
-    listener: Listener,
-) -> Outcome:
-    from raymerge import cluster, tuning
-    from raymerge.merge_jobs import MergeJobs
-
-    writer = ResultsWriter(output_dir, context)
-
-    def on_record(record: TrialRecord) -> None:
-        writer.append(record)
-        listener.trial(record)
-
-    def summary() -> list[SummaryRow]:
-        rows = summarise(sweep.records.values(), cells, spec.search.objective)
-        write_summary(output_dir, rows, context)
-        return rows
-
-    published = published_denominators(suite, cells) if spec.evaluation.denominators == "published" else None
-    sweep = Sweep(spec, suite, cells, finished=recover(output_dir), on_record=on_record, published=published)
-    if sweep.done:
-        return Outcome(summary(), interrupted=False)
-    listener.stage("starting evaluators")
-    num = cluster.num_evaluators(spec.resources, slots)
-    backbones = list(dict.fromkeys(cell.backbone for cell in cells))
-    evaluators, sweep.device = cluster.start_evaluators(
-        suite, spec.evaluation, spec.resources, num, backbones, batch_sizes
-    )
-    dispatcher = cluster.start_dispatcher(evaluators, backbones)
-    merges = MergeJobs(
-        suite,
-        hashes,
-        cache_dir() / "merges",
-        moments,
-        families=sweep.families,
-        max_parallel=slots.merges,
-        publish=lambda merge_id, shards: dispatcher.publish.remote(merge_id, shards),
-    )
-    listener.sweeping(sweep, sweep.device, num)
-    smallest = min(cell.num_tasks for cell in cells)
-    with _stop_on_signal(listener) as stopping:
-        try:
-            # enough trials that evaluators find shards while one trial ends and the next begins
-            tuning.run_tune(sweep, merges, dispatcher, max_trials=2 + 2 * num // smallest, stopping=stopping)
-        finally:
-            merges.close()
-        return Outcome(summary(), interrupted=not sweep.done)
-
-
 @contextlib.contextmanager
-def _stop_on_signal(listener: Listener) -> Iterator[Callable[[], bool]]:
+def _stop_on_signal(listener: "Listener") -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a question that answers True; the second ends the process at once.
 
     Every finished trial is on disk the moment it finishes, so nothing is lost either way.

@@ -7,10 +7,11 @@ come in. It holds no model and must not import torch, whose import alone would c
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -23,7 +24,23 @@ from raymerge.merge_jobs import MergeJobs
 from raymerge.records import TaskScore
 from raymerge.shards import jobs_of
 
+MAX_CRASHES = 3
+"""Processes a trial may lose before it fails."""
+
 logger = logging.getLogger(__name__)
+
+
+class Health(Protocol):
+    """The part of an EvaluatorPool that matters to trials."""
+
+    @property
+    def error(self) -> Exception | None:
+        """Why no trial can go on, if so."""
+        ...
+
+    def step(self) -> None:
+        """Look again now."""
+        ...
 
 
 class TrialCoordinator(tune.Trainable):
@@ -31,18 +48,23 @@ class TrialCoordinator(tune.Trainable):
 
     def setup(self, config: dict[str, Any], dispatcher: Any = None) -> None:
         self._dispatcher = dispatcher
-        self._trial_id = config["trial_id"]
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._trial_id = new_config["trial_id"]
+        self._num_known = 0
         return True
 
     def step(self) -> dict[str, Any]:
-        progress: Progress = ray.get(self._dispatcher.progress.remote(self._trial_id))  # type: ignore[assignment]
+        progress: Progress = ray.get(  # type: ignore[assignment]
+            self._dispatcher.progress.remote(self._trial_id, self._num_known)
+        )
+        self._num_known = progress.num_scored
         return {
             "num_scored": progress.num_scored,
             "scores": [asdict(score) for score in progress.scores],
             "trial_error": progress.error,
+            "occupancy": progress.occupancy,
             "done": progress.done,
         }
 
@@ -89,18 +111,31 @@ class _Bridge:
     takes a free process away from under the one that was being started for it, which is then ended. So, lest Tune
     start and end processes all the time: trials are handed out before they can run, and wait in their processes; no
     trial ends before all processes have started (`Dispatcher.open_gate`); and once there are too few trials for all
-    processes, the number that runs at once never grows again.
+    processes, the number that runs at once grows no more, unless evaluators join.
     """
 
-    def __init__(self, sweep: Sweep, merges: MergeJobs, dispatcher: Any, max_trials: int, stopping: Callable[[], bool]):
+    def __init__(
+        self,
+        sweep: Sweep,
+        merges: MergeJobs,
+        dispatcher: Any,
+        pool: Health,
+        max_trials: Callable[[], int],
+        stopping: Callable[[], bool],
+    ):
         self.error: Exception | None = None
         """What went wrong in the driver. Raised inside Tune it would come back as a traceback in a string."""
         self._sweep = sweep
         self._merges = merges
         self._dispatcher = dispatcher
-        self._capacity = max_trials
+        self._pool = pool
+        self._max_trials = max_trials
+        self._most = self._capacity = max_trials()
         self._asked_to_stop = stopping
         self._trial_ids: dict[str, str] = {}
+        self._crashed: list[str] = []
+        """Trials whose process died. Their shards go on; only somebody has to wait for them."""
+        self._num_crashes: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._waiting: list[Trial] = []
         """Trials that were handed out before they could run."""
@@ -138,12 +173,20 @@ class _Bridge:
             if not crashed:
                 self.report(tune_id, result)
             del self._trial_ids[tune_id]
+            if crashed:
+                self._pool.step()  # it may be the dispatcher that died, and then nothing else is wrong
+                if self._stopping():
+                    return
+                self._num_crashes[trial_id] += 1
+                if self._num_crashes[trial_id] < MAX_CRASHES:
+                    self._crashed.append(trial_id)
+                    return
             self._dispatcher.forget.remote([trial_id])
             message = self._errors.pop(tune_id, "the process that coordinated the trial died" if crashed else None)
             if message:
                 self._sweep.fail(trial_id, message)
             else:
-                self._sweep.complete(trial_id)
+                self._sweep.complete(trial_id, occupancy=result.get("occupancy"))
             self._waiting = [trial for trial in self._waiting if trial.trial_id != trial_id]
             if unneeded := self._sweep.unneeded_merges(self._merges.held()):
                 self._merges.release(unneeded)
@@ -152,6 +195,7 @@ class _Bridge:
             self.error = error
 
     def _stopping(self) -> bool:
+        self.error = self.error or self._pool.error
         return self.error is not None or self._asked_to_stop()
 
     def _suggest(self, tune_id: str) -> dict[str, Any] | str | None:
@@ -161,6 +205,12 @@ class _Bridge:
         if self._sweep.done:
             return Searcher.FINISHED
         self._merges.want(self._sweep.wanted_merges())
+        if (most := self._max_trials()) > self._most:
+            self._capacity += most - self._most
+            self._most = most
+        if self._crashed and len(self._trial_ids) < self._capacity:
+            trial_id = self._trial_ids[tune_id] = self._crashed.pop(0)
+            return {"trial_id": trial_id}
         trial = None
         if len(self._trial_ids) < self._capacity:
             trial = self._sweep.next_trial(self._merges.is_merged)
@@ -191,18 +241,25 @@ class _Bridge:
 
 
 def run_tune(
-    sweep: Sweep, merges: MergeJobs, dispatcher: Any, *, max_trials: int, stopping: Callable[[], bool]
+    sweep: Sweep,
+    merges: MergeJobs,
+    dispatcher: Any,
+    pool: Health,
+    *,
+    max_trials: Callable[[], int],
+    stopping: Callable[[], bool],
 ) -> None:
     """Run the sweep to its end, or until `stopping` says so.
 
     Args:
         dispatcher: handle of a started Dispatcher actor.
-        max_trials: how many run at once; each is a process of its own on some node.
+        pool: its evaluators.
+        max_trials: how many run at once, by now; each is a process of its own.
     """
-    bridge = _Bridge(sweep, merges, dispatcher, max_trials, stopping)
+    bridge = _Bridge(sweep, merges, dispatcher, pool, max_trials, stopping)
     with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune():
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), {"memory": 1}),
+            tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), _on_this_node()),
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearcher(bridge),
                 scheduler=SweepScheduler(bridge),
@@ -219,6 +276,14 @@ def run_tune(
         tuner.fit()
     if bridge.error is not None:
         raise bridge.error
+
+
+def _on_this_node() -> dict[str, float]:
+    """Resources that only the driver's node has: no trial is lost with another one."""
+    here = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    addresses = [name for name in resources if name.startswith("node:") and name != "node:__internal_head__"]
+    return {"memory": 1, **dict.fromkeys(addresses, 0.0001)}
 
 
 @contextmanager

@@ -192,7 +192,9 @@ class _Actor:
     def __init__(self, world: _World, settings: EvaluationSettings, threads: int, device: torch.device):
         resources = ResourceSettings(cpus_per_evaluator=float(threads), gpus_per_evaluator=float(device.type == "cuda"))
         self._backbone, self._shard_images = world.backbone.name, settings.shard_images
-        (self._handle,), _ = cluster.start_evaluators(world.suite, settings, resources, 1, [self._backbone])
+        started = cluster.start_evaluator(world.suite, settings, resources, [self._backbone])
+        cluster.get([started.ready])
+        self._handle = started.actor
 
     def count_correct(self, count: int) -> int:
         """How many of the first `count` images it gets right, shard by shard as in a sweep, one in flight."""

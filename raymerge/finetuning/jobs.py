@@ -159,10 +159,9 @@ def _run_on_ray(
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most_cores = int(max(node.get("CPU", 0) for node in nodes)) // slots.per_core
+    cores = int(sum(node.get("CPU", 0) for node in nodes)) // slots.per_core
     gpus = ray.cluster_resources().get("GPU", 0.0)
-    machine, cpus = machine_of(
-        resources, num_chosen, cores=slots.cpus // slots.per_core, most_cores=most_cores, gpus=gpus
-    )
+    machine, cpus = machine_of(resources, num_chosen, cores=cores, most_cores=most_cores, gpus=gpus)
     needs = {"CPU": float(cpus * slots.per_core), "GPU": resources.gpus if machine.device == "cuda" else 0.0}
     check_fits(needs, nodes, cpus)
     progress: Any = ray.remote(num_cpus=0)(_Progress).remote()

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.dispatcher import Dispatcher, Observation
-from raymerge.errors import ClusterError, EvaluationError, RaymergeError
+from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError
 from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import ActorLost, Node, describe, describe_needs
 from raymerge.evaluator_pool import slots as room_for
@@ -33,6 +33,8 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
+SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""What Ray's C++ has to say it prints itself, whatever Python's logging is set to."""
 LOCAL = {
     # a process that merged keeps torch imported: importing it takes longer than most merges
     "RAY_num_workers_soft_limit": "64",
@@ -43,6 +45,8 @@ ANSWER_S = 60.0
 """How long the dispatcher, which never computes, may take to answer."""
 SURVEY_S = 300.0
 """How long a node may take to look at its files."""
+FETCH_S = 5.0
+"""How long an evaluator waits for an update before it asks anew what to do."""
 NODE_LABEL = "ray.io/node-id"
 NAMESPACE = "raymerge"
 """Of named actors: every sweep of a cluster has one here, so that they know of each other."""
@@ -76,7 +80,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     Raises:
         ClusterError: no cluster there.
     """
-    for name, value in (QUIET if address else {**QUIET, **LOCAL}).items():
+    for name, value in {**QUIET, **({} if address else LOCAL), **({} if debug else SILENT)}.items():
         os.environ.setdefault(name, value)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not debug:
@@ -379,13 +383,25 @@ def _choose(
     return choose(suite, settings, tasks, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def _fetch(references: Sequence[Any]) -> list[Any]:
+    """Shards of an update, if they can be had soon.
+
+    An evaluator must not wait for more: an update that was lost with its node is computed again, perhaps on the very
+    CPUs that evaluators hold, and only one that does not wait can be told to leave.
+    """
+    _, missing = ray.wait(list(references), num_returns=len(references), timeout=FETCH_S)
+    if missing:
+        raise UpdateNotHereError
+    return ray.get(list(references))
+
+
 class _EvalActor:
     """EvalWorker as an actor. torch is imported in its process only."""
 
     def __init__(self, suite: Suite, settings: EvaluationSettings, num_threads: int, batch_sizes: Mapping[str, int]):
         from raymerge.worker import EvalWorker, WorkerSetup
 
-        self._worker = EvalWorker(WorkerSetup(suite, settings, num_threads, batch_sizes), fetch=ray.get)
+        self._worker = EvalWorker(WorkerSetup(suite, settings, num_threads, batch_sizes), fetch=_fetch)
 
     def ready(self, backbones: Sequence[str]) -> str:
         return self._worker.ready(backbones)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from raymerge.records import EvalJob, Failed, Scored, ServiceStats, TaskScore
+from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
@@ -250,9 +250,13 @@ class Dispatcher:
                 finally:
                     # what lies between its own clock and ours is waiting
                     elapsed = time.monotonic() - member.started
-                    self._busy_s += min(elapsed, outcome.seconds) if isinstance(outcome, Scored) else elapsed
+                    if isinstance(outcome, Scored):
+                        elapsed = min(elapsed, outcome.seconds)
+                    self._busy_s += 0.0 if isinstance(outcome, NotYet) else elapsed
                     member.entry = None
-                    if outcome is not None:
+                    if isinstance(outcome, NotYet):
+                        heapq.heappush(self._queue, entry)
+                    elif outcome is not None:
                         self._take(entry, outcome)
         finally:
             del self._members[evaluator_id]

@@ -75,6 +75,10 @@ class TrainingError(RaymergeError):
     pass
 
 
+class UpdateNotHereError(Exception):
+    """A merged update cannot be had now. Never shown: whoever wanted it tries again."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'iso-c'? Known: ...`, the tail of every message about an unknown name."""
     names = sorted(known)

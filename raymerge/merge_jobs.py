@@ -15,6 +15,8 @@ from raymerge.merge_request import Family, Merge, MergeRequest, group_merges, re
 from raymerge.suites import Suite
 
 POLL_S = 0.05
+MAX_RETRIES = 20
+"""Processes or nodes that one task may lose; its results are computed again as well when their node is lost."""
 MAX_MOVES = 5
 """How often parts of one merge are started again because nodes have come or gone meanwhile."""
 
@@ -195,7 +197,7 @@ def _message(error: Exception) -> str:
     return str(cause if isinstance(cause, Exception) else error).strip().splitlines()[-1]
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
 def _first_task(request: MergeRequest, hashes: list[str], cache: Path) -> tuple[Any, ...]:
     """The number of shards and the statistics of a flat-vector method, then the updates if there is one shard."""
     from raymerge import merge_cache, merging
@@ -208,7 +210,7 @@ def _first_task(request: MergeRequest, hashes: list[str], cache: Path) -> tuple[
     return (1, None), *_arrays(merge_cache.cached_merge_shard(request, hashes, 0, statistics, cache))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
 def _shard_task(request: MergeRequest, hashes: list[str], shard: int, statistics: Any, cache: Path) -> tuple[Any, ...]:
     """None, then one shard of every update."""
     from raymerge import merge_cache

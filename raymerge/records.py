@@ -96,6 +96,11 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class NotYet:
+    """The update is still on its way, or is computed again because the machine that had it is gone."""
+
+
+@dataclass(frozen=True)
 class ServiceStats:
     """What the evaluators of a sweep have done since its first shard, and what they have before them."""
 

@@ -9,7 +9,7 @@ from raymerge.driver import Sweep
 from raymerge.errors import RaymergeError
 from raymerge.merge_request import Group, group_merges, request_for
 from raymerge.merging import merge_shard, read_statistics, shards_of
-from raymerge.records import EvalJob, Failed, TaskScore
+from raymerge.records import EvalJob, Failed, Scored, TaskScore
 from raymerge.shards import jobs_of
 from raymerge.suites import moments_dir
 from raymerge.worker import EvalWorker, WorkerSetup
@@ -58,6 +58,7 @@ class SerialExecutor:
             outcome = self._worker.run(EvalJob(**{**vars(job), "update": update}))
             if isinstance(outcome, Failed):
                 return outcome
+            assert isinstance(outcome, Scored), "updates are in this process"
             correct, total, seconds = correct + outcome.correct, total + outcome.total, seconds + outcome.seconds
         return TaskScore(task, correct, total, seconds)
 

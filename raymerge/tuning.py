@@ -298,9 +298,13 @@ def quiet_tune() -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    tune_logger = logging.getLogger("ray.tune")
+    level = tune_logger.level
+    tune_logger.setLevel(logging.CRITICAL)  # it would print a traceback for every trial whose process died
     try:
         yield
     finally:
+        tune_logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

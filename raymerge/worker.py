@@ -13,10 +13,10 @@ from torch import Tensor
 
 from raymerge.backbones import build_image_encoder
 from raymerge.checkpoints import load_head, open_checkpoint
-from raymerge.errors import RaymergeError
+from raymerge.errors import RaymergeError, UpdateNotHereError
 from raymerge.evaluation import Evaluator
 from raymerge.images import ImageSplit, cached_split
-from raymerge.records import EvalJob, Failed, Scored
+from raymerge.records import EvalJob, Failed, NotYet, Scored
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings
 
@@ -42,7 +42,7 @@ class EvalWorker:
     def __init__(self, setup: WorkerSetup, fetch: Callable[[Any], Sequence[Mapping[str, np.ndarray]]]):
         """
         Args:
-            fetch: turns `EvalJob.update` into the shards of the update.
+            fetch: turns `EvalJob.update` into the shards of the update; may raise UpdateNotHereError.
         """
         self._setup = setup
         self._fetch = fetch
@@ -58,7 +58,7 @@ class EvalWorker:
             self._evaluator(backbone)
         return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
 
-    def run(self, job: EvalJob) -> Scored | Failed:
+    def run(self, job: EvalJob) -> Scored | Failed | NotYet:
         """Score one shard. Errors meant for the user become the trial's failure; bugs still propagate."""
         started = time.monotonic()
         try:
@@ -70,6 +70,8 @@ class EvalWorker:
             images, labels = self._images(job.task, job.split).view(job.start, job.stop)
             head = self._head(job.backbone, job.task, evaluator.embed_dim)
             correct = evaluator.count_correct(images, labels, *head)
+        except UpdateNotHereError:
+            return NotYet()
         except (RaymergeError, torch.OutOfMemoryError) as error:
             return Failed(f"{job.backbone}/{job.task} ({job.split}): {error}")
         return Scored(correct, job.stop - job.start, time.monotonic() - started)

@@ -7,7 +7,9 @@ decides a number happens here, in an order that does not depend on the executor.
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -53,9 +55,9 @@ class Trial:
     rival: tuple[float, ...] | None = None
     """Objective per task, in the order of `weights`, of the best earlier trial of the cell; None: never stop early."""
 
-    @property
-    def merges(self) -> list[Merge]:
-        return list({w.merge.merge_id: w.merge for w in self.weights.values() if w.merge}.values())
+    @cached_property
+    def merges(self) -> tuple[Merge, ...]:
+        return _merges_of(self.weights)
 
 
 @dataclass
@@ -69,17 +71,34 @@ class _Running:
     occupancy: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _CellState:
     cell: Cell
+    position: int
+    """Among all cells, references first."""
     search: Search
     merges_ahead: tuple[Merge, ...] = ()
-    is_reference: bool = False
+    is_listed: bool = True
+    """Whether the sweep lists the cell; otherwise it is there for the references of others alone."""
     batch: list[Trial] = field(default_factory=list)
     waiting: list[Trial] = field(default_factory=list)
-    """Trials of the batch that were not handed out and are not known yet."""
+    """Trials of the batch that were not handed out and are not known yet; see `Sweep._set_waiting`."""
+    wanted: dict[str, Merge] | None = None
+    """By id, the merges of the waiting trials; None: to be found anew."""
+    best: TrialRecord | None = None
+    """Of the trials of this batch and the earlier ones."""
+    kept: frozenset[str] = frozenset()
+    """Ids of the merges that the cell can ask for again."""
     generation: int = -1
     finished: bool = False
+
+    @property
+    def urgency(self) -> tuple[bool, int, int]:
+        """Cells in the order they are served: what others are compared with first, then the least far.
+
+        Were another trial handed out before the references it waits for, it might take the place they need.
+        """
+        return (not _is_reference(self.cell), self.generation, self.position)
 
 
 class Sweep:
@@ -87,6 +106,9 @@ class Sweep:
 
     Records, new or found again, reach the search policies batch by batch in the order of suggestion. New ones are
     also passed to `on_record`, each exactly once.
+
+    A sweep has thousands of records and a hundred cells, so nothing that happens once per trial may go through all of
+    either: what follows from them is kept up to date instead, and only cells that something happened to are looked at.
     """
 
     def __init__(
@@ -113,26 +135,38 @@ class Sweep:
         self.device = device
         self._on_record = on_record
         self._published = published
+        self._val_images = {task.name: task.images["val"] for task in suite.tasks}
         self._records = {trial_id: r for trial_id, r in finished.items() if r.status != "failed"}
         self._running: dict[str, _Running] = {}
         self._scores: dict[tuple[str, str, Split], TaskScore] = {}
+        """Of zero-shot models and experts, by weights; those of a merged model are of use to its own trial alone."""
         self._known_references: dict[tuple[str, str, Split], TaskReference] = {}
+        self._shared_references: dict[tuple[str, tuple[str, ...], Split, int], dict[str, TaskReference]] = {}
+        """Of a task set, those of its first tasks in reporting order: the records hold them in common."""
         self._broken_merges: dict[str, str] = {}
         self._broken_references: dict[tuple[str, Split], str] = {}
+        self._kept: Counter[str] = Counter()
+        """By id of a merge, how many cells can ask for it again."""
+        self._ended: list[Cell] = []
         references = [c for c in reference_cells(suite, cells) if c not in cells]
-        self._states = [self._start(cell, is_reference=True) for cell in references]
-        self._states += [self._start(cell) for cell in cells]
+        self._states = [self._start(cell, i, is_listed=False) for i, cell in enumerate(references)]
+        self._states += [self._start(cell, i) for i, cell in enumerate(cells, start=len(references))]
+        self._state_of = {state.cell: state for state in self._states}
+        self._num_unfinished = len(self._states)
+        self._open: list[_CellState] = []
+        """Cells with waiting trials, by urgency."""
+        self._stirred = set(range(len(self._states)))
+        """Positions of the cells that may be able to move."""
         for record in self._records.values():
-            weights = self._weights(record.cell, record.point, record.stage)
-            for score in record.scores:
-                self._scores[weights[score.task].weights_id, score.task, record.split] = score
+            if _is_reference(record.cell):
+                self._remember(self._weights(record.cell, record.point, record.stage), record.scores, record.split)
         self._advance()
 
     # --- what an executor calls ---------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
-        return not self._running and all(state.finished for state in self._states)
+        return not self._running and not self._num_unfinished
 
     @property
     def records(self) -> Mapping[str, TrialRecord]:
@@ -145,7 +179,8 @@ class Sweep:
         return families_of(merge for state in self._states for merge in state.merges_ahead)
 
     def finished_cells(self) -> list[Cell]:
-        return [state.cell for state in self._states if state.finished and not state.is_reference]
+        """Of the cells of the sweep, in the order in which they ended."""
+        return list(self._ended)
 
     def next_trial(self, is_merged: Callable[[Merge], bool] = lambda merge: True) -> Trial | None:
         """The next trial to run; None while all that is left waits for outcomes.
@@ -153,13 +188,12 @@ class Sweep:
         Cells take turns, the one that is least far first, so that no policy's barrier leaves workers idle. Trials
         that `may_run` go first; the others are handed out too, in the order in which they will be ready.
         """
-        ordered = [(state, trial) for state in self._by_urgency() for trial in state.waiting]
-        ready = (pair for pair in ordered if self.may_run(pair[1], is_merged))
-        choice = next(ready, ordered[0] if ordered else None)
-        if choice is None:
+        if not self._open:
             return None
-        state, trial = choice
-        state.waiting.remove(trial)
+        ordered = ((state, trial) for state in self._open for trial in state.waiting)
+        first = (self._open[0], self._open[0].waiting[0])
+        state, trial = next((pair for pair in ordered if self.may_run(pair[1], is_merged)), first)
+        self._set_waiting(state, [other for other in state.waiting if other is not trial])
         scores = self._known_scores(trial)
         self._running[trial.trial_id] = _Running(trial, scores, frozenset(scores))
         return trial
@@ -172,26 +206,18 @@ class Sweep:
     def wanted_merges(self) -> list[Merge]:
         """The merges that trials need which are not running yet, in the order they are needed."""
         wanted: dict[str, Merge] = {}
-        for state in self._by_urgency():
-            for trial in state.waiting:
-                merges = trial.merges
-                if any(merge in state.merges_ahead for merge in merges):
-                    merges += state.merges_ahead
-                wanted |= {merge.merge_id: merge for merge in merges}
+        for state in self._open:
+            if state.wanted is None:
+                merges = itertools.chain.from_iterable(trial.merges for trial in state.waiting)
+                # whichever comes first is merged together with all that are merged ahead
+                state.wanted = {merge.merge_id: merge for merge in (*state.waiting[0].merges, *state.merges_ahead)}
+                state.wanted |= {merge.merge_id: merge for merge in merges}
+            wanted |= state.wanted
         return list(wanted.values())
 
     def unneeded_merges(self, merge_ids: Sequence[str]) -> list[str]:
         """Those of `merge_ids` that no unfinished cell can ask for again."""
-        needed = {merge.merge_id for merge in self.wanted_merges()}
-        for state in self._states:
-            if not state.finished:
-                merges = itertools.chain(state.merges_ahead, *(trial.merges for trial in state.batch))
-                needed |= {merge.merge_id for merge in merges}
-                of_cell = (record for record in self._records.values() if record.cell == state.cell)
-                if best := select_best(of_cell, self.spec.search.objective):  # what the test split would ask for
-                    weights = self._weights(state.cell, best.point, "test").values()
-                    needed |= {w.merge.merge_id for w in weights if w.merge}
-        return [merge_id for merge_id in merge_ids if merge_id not in needed]
+        return [merge_id for merge_id in merge_ids if not self._kept[merge_id]]
 
     def missing_tasks(self, trial_id: str) -> list[str]:
         """The tasks of a running trial whose scores are not known, in reporting order."""
@@ -214,8 +240,8 @@ class Sweep:
         running.complete, running.occupancy = True, occupancy
         missing = self.missing_tasks(trial_id)
         assert not missing or self._stop_after(running) is not None, f"no score of {missing} in {running.trial.cell}"
-        for task, score in running.scores.items():
-            self._scores[running.trial.weights[task].weights_id, task, running.trial.split] = score
+        if _is_reference(running.trial.cell):
+            self._remember(running.trial.weights, running.scores.values(), running.trial.split)
         self._advance()
 
     def fail(self, trial_id: str, error: str) -> None:
@@ -226,20 +252,16 @@ class Sweep:
     def fail_merge(self, merge_id: str, error: str) -> None:
         """The merge cannot be computed: every trial that needs it fails, now or later."""
         self._broken_merges[merge_id] = error
+        self._stirred.update(state.position for state in self._open)
         self._advance()
-
-    def _by_urgency(self) -> list[_CellState]:
-        """Cells in the order they are served: what others are compared with first, then the least far.
-
-        Were another trial handed out before the references it waits for, it might take the place they need.
-        """
-        return sorted(self._states, key=lambda state: (not _is_reference(state.cell), state.generation))
 
     # --- searches -----------------------------------------------------------------------------------------------
 
-    def _start(self, cell: Cell, *, is_reference: bool = False) -> _CellState:
+    def _start(self, cell: Cell, position: int, *, is_listed: bool = True) -> _CellState:
         space = search_space(self.spec, METHODS.declaration(cell.method), cell.num_tasks)
-        return _CellState(cell, self._search(cell, space), _merges_ahead(cell, space), is_reference=is_reference)
+        state = _CellState(cell, position, self._search(cell, space), _merges_ahead(cell, space), is_listed)
+        self._keep_merges(state)
+        return state
 
     def _search(self, cell: Cell, space: SearchSpace) -> Search:
         """The search of a cell, then its best point on the test split."""
@@ -259,9 +281,11 @@ class Sweep:
             yield [Suggestion(best.point, "test")]
 
     def _advance(self) -> None:
-        """Move every cell as far as known scores carry it."""
-        while self._close_complete() or any(self._advance_cell(state) for state in self._states):
-            pass
+        """Move every cell as far as known scores carry it: always the first that can, until none can."""
+        while self._close_complete() or self._stirred:
+            first = min(self._stirred, default=None)
+            if first is not None and not self._advance_cell(self._states[first]):
+                self._stirred.discard(first)
 
     def _close_complete(self) -> bool:
         """Close trials whose scores and references are known; their records go to the policies by batch."""
@@ -282,8 +306,8 @@ class Sweep:
     def _advance_cell(self, state: _CellState) -> bool:
         if state.finished:
             return False
-        moved = False
-        for trial in list(state.waiting):
+        left = []
+        for trial in state.waiting:
             error = self.reason_to_fail(trial)
             scores = self._known_scores(trial)
             if error is not None:
@@ -291,9 +315,10 @@ class Sweep:
             elif len(scores) == len(trial.weights) and self._references(trial) is not None:
                 self._close_scored(_Running(trial, scores, frozenset(scores)))
             else:
-                continue
-            state.waiting.remove(trial)
-            moved = True
+                left.append(trial)
+        moved = len(left) < len(state.waiting)
+        if moved:
+            self._set_waiting(state, left)
         if any(trial.trial_id not in self._records for trial in state.batch):
             return moved
         try:
@@ -303,17 +328,51 @@ class Sweep:
                 batch = state.search.send([self._records[trial.trial_id] for trial in state.batch])
         except StopIteration:
             state.batch, state.finished = [], True
+            self._num_unfinished -= 1
+            if state.is_listed:
+                self._ended.append(state.cell)
+            self._keep_merges(state)
             return True
         state.generation += 1
-        rival = self._best_so_far(state)
+        rival = self._rival(state)
         state.batch = [self._trial(state, suggestion, i, rival) for i, suggestion in enumerate(batch)]
-        state.waiting = [trial for trial in state.batch if trial.trial_id not in self._records]
+        for trial in state.batch:
+            if record := self._records.get(trial.trial_id):
+                self._compare_with_best(state, record)
+        self._set_waiting(state, [trial for trial in state.batch if trial.trial_id not in self._records])
+        self._keep_merges(state)
         return True
+
+    def _set_waiting(self, state: _CellState, trials: list[Trial]) -> None:
+        if state.waiting:
+            self._open.remove(state)
+        state.waiting, state.wanted = trials, None
+        if trials:
+            insort(self._open, state, key=lambda other: other.urgency)
+
+    def _compare_with_best(self, state: _CellState, record: TrialRecord) -> bool:
+        """Whether the record is the new best of its cell."""
+        best = state.best
+        state.best = select_best([record] if best is None else [best, record], self.spec.search.objective)
+        return state.best is not best
+
+    def _keep_merges(self, state: _CellState) -> None:
+        """Note what a cell can ask for again, from now on."""
+        merges = itertools.chain(state.merges_ahead, *(trial.merges for trial in state.batch))
+        if state.best is not None:  # what the test split would ask for
+            merges = itertools.chain(merges, _merges_of(self._weights(state.cell, state.best.point, "test")))
+        kept = frozenset() if state.finished else frozenset(merge.merge_id for merge in merges)
+        self._kept.update(kept - state.kept)
+        for merge_id in state.kept - kept:
+            self._kept[merge_id] -= 1
+            if not self._kept[merge_id]:
+                del self._kept[merge_id]
+        state.kept = kept
 
     def _trial(self, state: _CellState, suggestion: Suggestion, index: int, rival: TrialRecord | None) -> Trial:
         cell, point = state.cell, suggestion.point
         split: Split = "test" if suggestion.stage == "test" else "val"
-        stage: Stage = "reference" if state.is_reference else suggestion.stage
+        stage: Stage = suggestion.stage if state.is_listed else "reference"
         weights = self._weights(cell, point, suggestion.stage)
         rival_values = None
         if rival is not None and suggestion.stage == "search":
@@ -333,27 +392,24 @@ class Sweep:
     def _weights(self, cell: Cell, point: Point, stage: Stage) -> dict[str, Weights]:
         """What every task of a trial is evaluated with, the task with the most images first."""
         kind = METHODS.declaration(cell.method).kind
-        images = {task.name: -task.images["val"] for task in self.suite.tasks}
-        tasks = sorted(cell.tasks, key=images.__getitem__)
-        if kind == "zero-shot":
-            return {task: Weights(cell.backbone) for task in tasks}
+        tasks = sorted(cell.tasks, key=lambda task: -self._val_images[task])
         if kind == "experts":
             return {task: _expert(cell.backbone, task, point.alpha) for task in tasks}
 
         def merged(task: str | None) -> Weights:
-            return Weights(
-                cell.backbone, Merge(cell.backbone, cell.tasks, cell.method, point.params, task), point.alpha
-            )
+            merge = Merge(cell.backbone, cell.tasks, cell.method, point.params, task)
+            return Weights(cell.backbone, merge, point.alpha)
 
-        return {task: merged(task if stage == "calibration" else None) for task in tasks}
+        if stage == "calibration":
+            return {task: merged(task) for task in tasks}
+        return dict.fromkeys(tasks, _zero_shot(cell.backbone) if kind == "zero-shot" else merged(None))
 
     # --- stopping early -----------------------------------------------------------------------------------------
 
-    def _best_so_far(self, state: _CellState) -> TrialRecord | None:
-        if self.spec.search.prune is None or self.spec.search.policy == "paper":
-            return None
-        records = [r for r in self._records.values() if r.cell == state.cell and r.generation < state.generation]
-        return select_best(records, self.spec.search.objective)
+    def _rival(self, state: _CellState) -> TrialRecord | None:
+        """What the trials of a new batch have to keep up with."""
+        is_pruned = self.spec.search.prune is not None and self.spec.search.policy != "paper"
+        return state.best if is_pruned else None
 
     def _stop_after(self, running: _Running) -> int | None:
         """After how many tasks the trial became hopeless, by tasks in reporting order; None while it is not."""
@@ -379,26 +435,48 @@ class Sweep:
 
     # --- scores, references, records ----------------------------------------------------------------------------
 
+    def _remember(self, weights: Mapping[str, Weights], scores: Iterable[TaskScore], split: Split) -> None:
+        """Keep scores that other trials ask for too."""
+        for score in scores:
+            self._scores[weights[score.task].weights_id, score.task, split] = score
+        self._stirred.update(state.position for state in self._open if _is_reference(state.cell))
+
     def _known_scores(self, trial: Trial) -> dict[str, TaskScore]:
+        if not _is_reference(trial.cell):
+            return {}
         found = {t: self._scores.get((w.weights_id, t, trial.split)) for t, w in trial.weights.items()}
         return {task: score for task, score in found.items() if score is not None}
 
-    def _references(self, trial: Trial) -> dict[str, TaskReference] | None:
-        """What the trial's accuracies are compared with; None until it is measured."""
-        cell, references = trial.cell, {}
-        for task in cell.tasks:
-            key = (cell.backbone, task, trial.split)
-            if key not in self._known_references:
-                expert = self._scores.get((_expert(cell.backbone, task).weights_id, task, trial.split))
-                zero_shot = self._scores.get((Weights(cell.backbone).weights_id, task, trial.split))
-                if expert is None or zero_shot is None:
-                    return None
-                if self._published is None:
-                    self._known_references[key] = TaskReference(expert.accuracy, zero_shot.accuracy)
-                else:
-                    self._known_references[key] = TaskReference(self._published[key], zero_shot.accuracy, "published")
-            references[task] = self._known_references[key]
-        return references
+    def _references(self, trial: Trial, count: int | None = None) -> dict[str, TaskReference] | None:
+        """What the trial's accuracies, or the first `count`, are compared with; None until all of it is measured.
+
+        The same dict for every trial on these tasks: not to be changed.
+        """
+        cell = trial.cell
+        key = (cell.backbone, cell.tasks, trial.split, cell.num_tasks if count is None else count)
+        if (shared := self._shared_references.get(key)) is not None:
+            return shared
+        references: dict[str, TaskReference] = {}
+        for task in trial.weights:
+            reference = self._reference(cell.backbone, task, trial.split)
+            if reference is None:
+                return None
+            references[task] = reference
+        self._shared_references[key] = dict(itertools.islice(references.items(), count))
+        return self._shared_references[key]
+
+    def _reference(self, backbone: str, task: str, split: Split) -> TaskReference | None:
+        key = (backbone, task, split)
+        if key not in self._known_references:
+            expert = self._scores.get((_expert(backbone, task).weights_id, task, split))
+            zero_shot = self._scores.get((_zero_shot(backbone).weights_id, task, split))
+            if expert is None or zero_shot is None:
+                return None
+            if self._published is None:
+                self._known_references[key] = TaskReference(expert.accuracy, zero_shot.accuracy)
+            else:
+                self._known_references[key] = TaskReference(self._published[key], zero_shot.accuracy, "published")
+        return self._known_references[key]
 
     def reason_to_fail(self, trial: Trial) -> str | None:
         """Why a trial can never run, if so."""
@@ -416,8 +494,8 @@ class Sweep:
         self._close(running, "finished" if stop_after is None else "pruned", scores)
 
     def _close(self, running: _Running, status: Any, scores: tuple[TaskScore, ...], error: str | None = None) -> None:
+        """Record the outcome of a trial; its scores are those of the tasks that are reported first."""
         trial = running.trial
-        references = self._references(trial) or {}
         new = [score for score in scores if score.task not in running.known]
         record = TrialRecord(
             trial_id=trial.trial_id,
@@ -427,7 +505,7 @@ class Sweep:
             split=trial.split,
             status=status,
             scores=scores,
-            references={score.task: references[score.task] for score in scores},
+            references=self._references(trial, len(scores)) or {},
             generation=trial.generation,
             index=trial.index,
             seconds=time.monotonic() - running.started,
@@ -439,8 +517,13 @@ class Sweep:
         )
         self._on_record(record)
         self._records[record.trial_id] = record
+        state = self._state_of[trial.cell]
+        self._stirred.add(state.position)
+        if self._compare_with_best(state, record):
+            self._keep_merges(state)
         if status == "failed" and _is_reference(trial.cell):
             self._broken_references.setdefault((trial.cell.backbone, trial.split), error or "")
+            self._stirred.update(other.position for other in self._open)
 
 
 def reference_cells(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
@@ -453,6 +536,11 @@ def reference_cells(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
     return found
 
 
+def _merges_of(weights: Mapping[str, Weights]) -> tuple[Merge, ...]:
+    """Every merge once."""
+    return tuple({w.merge.merge_id: w.merge for w in weights.values() if w.merge}.values())
+
+
 @cache
 def _method_of_kind(kind: str) -> str:
     return next(name for name in METHODS if METHODS.declaration(name).kind == kind)
@@ -460,6 +548,11 @@ def _method_of_kind(kind: str) -> str:
 
 def _is_reference(cell: Cell) -> bool:
     return METHODS.declaration(cell.method).kind != "merging"
+
+
+@cache
+def _zero_shot(backbone: str) -> Weights:
+    return Weights(backbone)
 
 
 @cache

@@ -9,7 +9,7 @@ records.
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,11 @@ class CellSearch:
         params = {name: value for name, value in values.items() if name != self.space.alpha.name}
         return Suggestion(Point(values[self.space.alpha.name], {**self.fixed, **params}), "search")
 
-    def grid(self) -> list[Suggestion]:
+    def grid(self) -> Iterator[Suggestion]:
         """Every point, alpha ascending within each choice of the structural parameters."""
         names = [dimension.name for dimension in self.dimensions]
         grids = [dimension.grid() for dimension in self.dimensions]
-        return [self.suggest(dict(zip(names, values, strict=True))) for values in itertools.product(*grids)]
+        return (self.suggest(dict(zip(names, values, strict=True))) for values in itertools.product(*grids))
 
 
 def search_cell(space: SearchSpace, settings: SearchSettings, *, seed: int) -> Search:
@@ -91,8 +91,8 @@ def choose_per_task(records: Sequence[TrialRecord], values: Sequence[float]) -> 
 def grid_search(cell: CellSearch) -> Search:
     """Every combination of the grid, `batch` at a time."""
     points = cell.grid()
-    for start in range(0, len(points), cell.settings.batch):
-        yield points[start : start + cell.settings.batch]
+    while batch := list(itertools.islice(points, cell.settings.batch)):
+        yield batch
 
 
 def paper_search(cell: CellSearch) -> Search:

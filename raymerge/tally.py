@@ -28,7 +28,9 @@ class SweepInfo(Protocol):
     def suite(self) -> SuiteInfo: ...
     @property
     def records(self) -> Mapping[str, TrialRecord]: ...
-    def finished_cells(self) -> list[Cell]: ...
+    def finished_cells(self) -> list[Cell]:
+        """In the order in which they ended."""
+        ...
 
 
 class Tally:
@@ -48,7 +50,9 @@ class Tally:
         self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
         self._best: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
         self.cells = [cell.cell for cell in plan.cells]
-        self.finished = {cell.cell for cell in plan.cells if cell.is_tested} | set(sweep.finished_cells())
+        ended = sweep.finished_cells()
+        self.finished = {cell.cell for cell in plan.cells if cell.is_tested} | set(ended)
+        self._num_ended = len(ended)
         self.trials: Counter[str] = Counter()
         """By status, those of earlier runs included."""
         self._declared = declared_methods()
@@ -67,14 +71,16 @@ class Tally:
             self._left[cell] = max(0, left)
         if self._declared[cell.method].kind != "merging":
             self._references_left = max(0, self._references_left - record.images)
-        ended = set(self._sweep.finished_cells())
+        ended = self._sweep.finished_cells()
+        new = ended[self._num_ended :]
+        self._num_ended = len(ended)
         if record.split == "test":
-            ended.add(cell)
-        new = [cell for cell in self.cells if cell in ended - self.finished]
+            new.append(cell)
+        new = [cell for cell in dict.fromkeys(new) if cell in self._left and cell not in self.finished]
         for cell in new:
             self._left[cell] = 0
         self.finished |= set(new)
-        return new
+        return sorted(new, key=self.cells.index)
 
     @property
     def images_left(self) -> int:

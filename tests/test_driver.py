@@ -1,8 +1,10 @@
 """The sweep as a state machine, driven by an executor that evaluates nothing."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from raymerge.merge_request import Merge
 from raymerge.records import Cell, Point, TaskScore, TrialRecord
 from raymerge.search_space import sweep_cells
 from raymerge.selection import select_best
+from raymerge.tally import Tally
 
 Numbers = dict[str, tuple[Any, ...]]
 
@@ -611,3 +614,67 @@ def test_weights_are_equal_when_theta_is():
     }
     assert len(ids) == 5
     assert Weights("vit", replace(merge), 1.0).weights_id in ids
+
+
+# --- long sweeps ----------------------------------------------------------------------------------------------------
+
+
+class CountedCalls:
+    """How many functions of raymerge are called, in Python, while it is asked to count."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        sys.setprofile(self._event)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _event(self, frame: FrameType, event: str, argument: object) -> None:
+        # the functions that dataclasses are given have no file of their own
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("raymerge."):
+            self.count += 1
+
+
+def calls_per_trial(method: str, num_alphas: int, num_cells: int = 1) -> list[float]:
+    """Of a grid search by batches of 4, with all that an executor and a view ask for: the mean of every 100 trials."""
+    alpha = {"low": 1.0, "high": 2.0, "step": 1 / (num_alphas - 1)}
+    backbones = {f"vit{i}": replace(SUITE.backbones["vit"], name=f"vit{i}") for i in range(num_cells)}
+    spec = spec_of({method: {"alpha": alpha}}, [4], policy="grid", batch=4, prune=None)
+    sweep, records = start(spec, suite=replace(SUITE, backbones=backbones))
+    tally = Tally(sweep)
+    held: dict[str, Merge] = {}
+    counts: list[int] = []
+
+    def is_merged(merge: Merge) -> bool:
+        return merge.merge_id in held
+
+    while not sweep.done:
+        calls = CountedCalls()
+        with calls:
+            held |= {merge.merge_id: merge for merge in sweep.wanted_merges()}
+            trial = sweep.next_trial(is_merged)
+        assert trial is not None
+        scores = [TaskScore(task, 1, 2) for task in sweep.missing_tasks(trial.trial_id)]
+        with calls:
+            for found in scores:
+                sweep.report(trial.trial_id, [found])
+            sweep.complete(trial.trial_id)
+            for record in records[len(counts) :]:
+                tally.add(record)
+            for merge_id in sweep.unneeded_merges(list(held)):
+                del held[merge_id]
+        counts += [calls.count] * (len(records) - len(counts))
+    assert len(records) == num_cells * (num_alphas + 5), "and a test, and two references on two splits"
+    return [sum(counts[i : i + 100]) / 100 for i in range(0, len(counts) - 99, 100)]
+
+
+def test_a_trial_costs_the_same_however_many_came_before():
+    early, late = calls_per_trial("ties", 300)[1:]
+    assert late == pytest.approx(early, rel=0.02)
+
+
+def test_a_trial_costs_the_same_however_many_cells_there_are():
+    few, many = (max(calls_per_trial("ties", 300 // num, num)[1:]) for num in (1, 10))
+    assert many < 1.1 * few

@@ -88,25 +88,26 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         _mute_raylet()
     level = logging.INFO if debug else logging.CRITICAL
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=2 * cores,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                log_to_driver=debug,
-                logging_level=level,
-                configure_logging=debug,
-                namespace=NAMESPACE,
-            )
-        else:
-            ray.init(
-                address=address,
-                log_to_driver=debug,
-                logging_level=level,
-                configure_logging=debug,
-                namespace=NAMESPACE,
-            )
+        with contextlib.nullcontext() if debug else _mute_stderr():
+            if address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=2 * cores,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    log_to_driver=debug,
+                    logging_level=level,
+                    configure_logging=debug,
+                    namespace=NAMESPACE,
+                )
+            else:
+                ray.init(
+                    address=address,
+                    log_to_driver=debug,
+                    logging_level=level,
+                    configure_logging=debug,
+                    namespace=NAMESPACE,
+                )
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = f"at '{address}'" if address else "on this machine"
         raise ClusterError(
@@ -116,6 +117,24 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         yield Slots(per_core=2, fixed=cores) if address is None else Slots()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _mute_stderr() -> Iterator[None]:
+    """Keep off the console what Ray's C++ says as it starts, about the very setting that silences it."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed: quieter than that it cannot be
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _mute_raylet() -> None:

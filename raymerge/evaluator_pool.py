@@ -173,6 +173,7 @@ class EvaluatorPool:
         reserved: CPUs to leave to merges on a cluster of so many.
         unfit: why a node cannot evaluate, by node id; asked again whenever nodes change.
         notice: told what a person should know.
+        observed: told every second what evaluators do, and the host of each.
     """
 
     view: ClusterView
@@ -182,6 +183,7 @@ class EvaluatorPool:
     reserved: Callable[[float], float]
     unfit: Callable[[Sequence[Node]], Mapping[str, str]] = lambda nodes: {}
     notice: Callable[[str], None] = lambda text: None
+    observed: Callable[[Observation, Mapping[str, str]], None] = lambda observation, hosts: None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -276,6 +278,7 @@ class EvaluatorPool:
             self._adjust()
             self._check_patience()
             self._most = max(self._most, self._count("serving"))
+            self.observed(self.observation, self.hosts())
         except RaymergeError as error:
             self.error = error
         except Exception as error:  # of Ray, or a bug: the sweep must hear of it, not this thread alone

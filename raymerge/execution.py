@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raymerge import cluster, preparation, tuning
+from raymerge.dispatcher import Observation
 from raymerge.driver import Sweep, reference_cells
 from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import EvaluatorPool
@@ -33,7 +34,7 @@ class SweepInfo(Protocol):
 
 
 class Listener(Protocol):
-    """Who watches a sweep. Called from the thread that runs it, but for `notice`; must not block."""
+    """Who watches a sweep. Called from the thread that runs it but for the last two; must not block."""
 
     def stage(self, what: str) -> None:
         """A new stage begins, e.g. "starting Ray"."""
@@ -53,6 +54,10 @@ class Listener(Protocol):
 
     def notice(self, what: str) -> None:
         """Something happened to the cluster, such as a node that left. May be called from any thread."""
+        ...
+
+    def observed(self, observation: Observation, hosts: Mapping[str, str]) -> None:
+        """What evaluators do now, about every second, and the host of each. May be called from any thread."""
         ...
 
 
@@ -193,6 +198,7 @@ def _run(
         reserved=place.slots.reserved,
         unfit=nodes.unfit if place.is_cluster else lambda nodes: {},
         notice=listener.notice,
+        observed=listener.observed,
     )
 
     def max_trials() -> int:

@@ -48,6 +48,7 @@ class Silent:
     def sweeping(self, sweep: SweepInfo, device: str, num_evaluators: int) -> None: ...
     def trial(self, record: TrialRecord) -> None: ...
     def notice(self, what: str) -> None: ...
+    def observed(self, observation: Any, hosts: Any) -> None: ...
     def close(self) -> None: ...
 
 
@@ -109,6 +110,8 @@ class Lines:
     def notice(self, what: str) -> None:
         self._line(what)
 
+    def observed(self, observation: Any, hosts: Any) -> None: ...
+
     @_guarded
     def close(self) -> None:
         if self._tally is not None:
@@ -161,6 +164,8 @@ class LiveView:
     @_guarded
     def notice(self, what: str) -> None:
         self._console.out(what, highlight=False)  # above the view, where it stays
+
+    def observed(self, observation: Any, hosts: Any) -> None: ...
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raymerge import cluster, execution
+from raymerge.dispatcher import Observation
 from raymerge.errors import ClusterError, RaymergeError, SuiteError, SweepFileError
 from raymerge.execution import Accuracies, Guard, Listener, Place, Store
 from raymerge.records import Cell, ServiceStats, TrialRecord
@@ -226,3 +227,6 @@ class _Proxy:
 
     def notice(self, what: str) -> None:
         self._driver.tell("notice", what)
+
+    def observed(self, observation: Observation, hosts: Mapping[str, str]) -> None:
+        self._driver.tell("observed", observation, hosts)

@@ -28,11 +28,13 @@ if [ -e "$RAYMERGE_VENV/bin/activate" ]; then
 fi
 export RAYMERGE_HOME
 
-# Ports below the range from which systems hand them out, ten for each job, so that two jobs may share a node.
-first_port=$((10100 + SLURM_JOB_ID % 2200 * 10))
+# Two jobs may share a node: each has ten ports, above those of Ray's workers and below the range that Linux hands out
+# from. The rest of Ray's ports, its workers' too, are free ones.
+first_port=$((20000 + SLURM_JOB_ID % 1200 * 10))
 address="$RAYMERGE_HEAD_IP:$first_port"
 ray_files="/tmp/ray-$SLURM_JOB_ID" # sockets lie in it, whose paths may have 107 characters
-options=(--block --disable-usage-stats --temp-dir="$ray_files" --dashboard-agent-listen-port=0)
+options=(--block --disable-usage-stats --temp-dir="$ray_files")
+options+=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
 # SLURM may give less than the whole machine, and Ray counts all of it; GPUs it counts by CUDA_VISIBLE_DEVICES
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && options+=(--num-cpus="$SLURM_CPUS_PER_TASK")
 step=(srun --overlap --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"})
@@ -74,10 +76,11 @@ trap on_signal TERM INT
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" ray start "${head_options[@]}" "${options[@]}" &
 started+=($!)
 
-# Return when Ray has so many nodes, or says that it will not.
+# Return when Ray has so many nodes; fail when its head has ended, or after five minutes.
 wait_for_nodes() {
     local until=$((SECONDS + 300))
-    until [ -n "$stopping" ] || python - "$address" "$1" <<'PY'
+    # the port first: Ray waits for minutes for one that nobody listens at
+    until [ -n "$stopping" ] || { (: <"/dev/tcp/$RAYMERGE_HEAD_IP/$first_port") 2>/dev/null && python - "$address" "$1"; } <<'PY'
 import sys
 
 import ray

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ ANSWER_S = 60.0
 """How long the dispatcher, which never computes, may take to answer."""
 SURVEY_S = 300.0
 """How long a node may take to look at its files."""
+CONNECT_S = 10.0
+"""How long the machine of an address may take to accept a connection."""
 FETCH_S = 5.0
 """How long an evaluator waits for an update before it asks anew what to do."""
 NODE_LABEL = "ray.io/node-id"
@@ -82,6 +85,9 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     """
     for name, value in {**QUIET, **({} if address else LOCAL), **({} if debug else SILENT)}.items():
         os.environ.setdefault(name, value)
+    if address is not None:
+        _use_token()
+        _check_reachable(address)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not debug:
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -117,6 +123,35 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         yield Slots(per_core=2, fixed=cores) if address is None else Slots()
     finally:
         ray.shutdown()
+
+
+def _use_token() -> None:
+    """Send the token where there is one. Ray itself looks for it only with the address "auto"."""
+    places = [Path.home() / ".ray" / "auth_token"]
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        places.insert(0, Path(path))
+    if "RAY_AUTH_TOKEN" in os.environ or any(place.is_file() for place in places):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _check_reachable(address: str) -> None:
+    """Ray goes on for minutes with an address at which nobody listens.
+
+    Raises:
+        ClusterError: nobody does, or the address is none.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not host or not port.isdigit():
+        raise ClusterError(
+            f"'{address}' is not the address of a Ray cluster: expected auto, HOST:6379 or ray://HOST:10001."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ClusterError(f"no Ray cluster at '{address}' ({reason}). Is it running? See docs/cluster.md.") from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Everything heavy is imported by the command that needs it, so that help and plan
 import contextlib
 import dataclasses
 import enum
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.cli_suites import suite_app
-from raymerge.errors import UsageError
+from raymerge.errors import RaymergeError, UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
 
 if TYPE_CHECKING:
@@ -183,7 +184,12 @@ def _sweep(
         view.stage(f"loading sweep '{spec.name}'")
         from raymerge.run import run_sweep  # ray takes seconds to import
 
-        outcome = run_sweep(spec, Path(folder), view, address=address, debug=debug)
+        def abandon(error: RaymergeError) -> None:
+            view.close()
+            tell(f"error: {error}")
+            os._exit(error.exit_code)
+
+        outcome = run_sweep(spec, Path(folder), view, address=address, debug=debug, abandon=abandon)
     if as_json:
         write_json({"output": folder, "interrupted": outcome.interrupted, "rows": [_row(r) for r in outcome.rows]})
     elif not outcome.interrupted:

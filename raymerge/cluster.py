@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.dispatcher import Dispatcher, Observation
@@ -398,7 +398,10 @@ class RayView:
         return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
     def observe(self) -> Observation:
-        return ray.get(self._dispatcher.observe.remote(), timeout=ANSWER_S)
+        try:
+            return ray.get(self._dispatcher.observe.remote(), timeout=ANSWER_S)
+        except RayActorError:
+            raise ActorLost("the process that feeds evaluators is gone") from None
 
 
 def get(references: Sequence[Any], on_wait: Callable[[], None] = lambda: None, interval_s: float = 0.5) -> list[Any]:

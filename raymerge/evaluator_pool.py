@@ -25,6 +25,8 @@ RETRY_S = 300.0
 """After which a node that was left alone is tried again."""
 PATIENCE_S = 900.0
 """How long a sweep goes on without any evaluator."""
+SILENCE_S = 40.0
+"""How long Ray may take to say which nodes there are and what evaluators do."""
 GRACE_S = 20.0
 """How long a sweep that has its first evaluator waits for the others before it begins."""
 
@@ -174,6 +176,8 @@ class EvaluatorPool:
         unfit: why a node cannot evaluate, by node id; asked again whenever nodes change.
         notice: told what a person should know.
         observed: told every second what evaluators do, and the host of each.
+        silent: told, in a thread of its own, that Ray has not answered for `SILENCE_S`. Without the head of its cluster
+            Ray blocks every thread that asks it something, and ends the process after a minute.
     """
 
     view: ClusterView
@@ -184,6 +188,7 @@ class EvaluatorPool:
     unfit: Callable[[Sequence[Node]], Mapping[str, str]] = lambda nodes: {}
     notice: Callable[[str], None] = lambda text: None
     observed: Callable[[Observation, Mapping[str, str]], None] = lambda observation, hosts: None
+    silent: Callable[[ClusterError], None] = lambda error: None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -204,6 +209,7 @@ class EvaluatorPool:
         self._num_sweeps = 1
         self._most = 0
         self._stepping = threading.Lock()
+        self._last_step = self.clock()
         self._last_served = self.clock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -227,8 +233,10 @@ class EvaluatorPool:
             if first is not None and (not starting or self.clock() - first > GRACE_S):
                 break
             self._stop.wait(0.05)
+        self._last_step = self.clock()
         self._thread = threading.Thread(target=self._loop, name="evaluators", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
         """Start nothing more; end the evaluators."""
@@ -261,6 +269,12 @@ class EvaluatorPool:
         while not self._stop.wait(POLL_S) and self.error is None:
             self.step()
 
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_S) and self.error is None:
+            if self.clock() - self._last_step > SILENCE_S:
+                self.silent(_no_answer(f"for {SILENCE_S:.0f} seconds"))
+                return
+
     def _count(self, state: str) -> int:
         return sum(evaluator.state == state for evaluator in list(self._evaluators.values()))
 
@@ -270,6 +284,7 @@ class EvaluatorPool:
         """Look at the cluster and bring the evaluators closer to what they should be."""
         with self._stepping:
             self._step()
+            self._last_step = self.clock()
 
     def _step(self) -> None:
         try:
@@ -284,9 +299,7 @@ class EvaluatorPool:
         except Exception as error:  # of Ray, or a bug: the sweep must hear of it, not this thread alone
             logger.debug("the pool of evaluators failed", exc_info=True)
             text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            self.error = ClusterError(
-                f"the cluster does not answer ({text}). What is finished is saved; start the same command again."
-            )
+            self.error = _no_answer(f"({text})")
 
     def _look(self) -> None:
         nodes = {node.node_id: node for node in self.view.nodes()}
@@ -410,6 +423,13 @@ class EvaluatorPool:
                 f"no evaluator for {PATIENCE_S / 60:.0f} minutes: the cluster has {describe(self.nodes, self.needs)}, "
                 f"one takes {describe_needs(self.needs)}. What is finished is saved; start the same command again."
             )
+
+
+def _no_answer(detail: str) -> ClusterError:
+    return ClusterError(
+        f"the cluster does not answer {detail}. What is finished is saved; start the same command again, on this "
+        "cluster or another."
+    )
 
 
 def describe(nodes: Iterable[Node], needs: Resources) -> str:

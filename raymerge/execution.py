@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from raymerge import cluster, preparation, tuning
 from raymerge.dispatcher import Observation
 from raymerge.driver import Sweep, reference_cells
+from raymerge.errors import ClusterError
 from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import EvaluatorPool
 from raymerge.merge_jobs import MergeJobs
@@ -100,6 +101,8 @@ class Place:
     slots: cluster.Slots
     is_cluster: bool
     """Whether nodes may come and go, and need not share files."""
+    abandon: Callable[[ClusterError], None] = lambda error: None
+    """What to do when the cluster is gone and nothing that waits for it will ever return. Called in another thread."""
 
 
 def execute(
@@ -199,6 +202,7 @@ def _run(
         unfit=nodes.unfit if place.is_cluster else lambda nodes: {},
         notice=listener.notice,
         observed=listener.observed,
+        silent=place.abandon,
     )
 
     def max_trials() -> int:

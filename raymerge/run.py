@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raymerge.errors import SweepFileError
+from raymerge.errors import ClusterError, SweepFileError
 from raymerge.folder import Location
 from raymerge.output import Output, open_output
 from raymerge.published import Accuracies, expert_accuracies
@@ -39,13 +39,21 @@ class Outcome:
 
 
 def run_sweep(
-    spec: SweepSpec, output_dir: Location, listener: "Listener", *, address: str | None = None, debug: bool = False
+    spec: SweepSpec,
+    output_dir: Location,
+    listener: "Listener",
+    *,
+    address: str | None = None,
+    debug: bool = False,
+    abandon: Callable[[ClusterError], None] = lambda error: None,
 ) -> Outcome:
     """Run a sweep to its end, or to the first signal; continue it if `output_dir` holds a part of it.
 
     Args:
         address: of a Ray cluster; None starts Ray here. With ray:// the sweep runs on the cluster, and paths of
             weights and images are those of the cluster; results are written by this process all the same.
+        abandon: ends this process because the cluster is gone, and with it whatever this call waits for. Called in
+            another thread; all that is finished is on disk.
     Raises:
         SweepFileError: the suite lacks a backbone or task that the sweep names.
         PreflightError: checkpoints, images, output folder or cluster are not fit for it.
@@ -65,7 +73,7 @@ def run_sweep(
             done = remote_driver.execute(address, spec, suite, store, listener, guard, published, debug=debug)
         else:
             with cluster.connected(address, debug=debug) as slots:
-                place = execution.Place(slots, is_cluster=address is not None)
+                place = execution.Place(slots, is_cluster=address is not None, abandon=abandon)
                 done = execution.execute(spec, suite, store, listener, place, guard, published)
         return Outcome(store.summarise(cells), interrupted=not done)
 

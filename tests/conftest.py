@@ -5,6 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="also run the tests that take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--faults"):
+        return
+    slow = [item for item in items if item.get_closest_marker("faults")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 torch.set_num_threads(1)  # as in a sweep; several threads wait for each other where cores are shared
 
 hypothesis.settings.register_profile("raymerge", deadline=None, derandomize=True, database=None, max_examples=40)

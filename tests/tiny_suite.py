@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NOISY_LABELS = 0.1
 
 
-def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 0) -> Suite:
+def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 0, width: int = RECIPE.width) -> Suite:
     """Write a suite called "tiny" to `root` and return it.
 
     Task number i, counted from 0, has 3 + i % 2 classes, `images` + i validation images and `images` test images, so
@@ -34,7 +35,7 @@ def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 
     """
     generator = torch.Generator().manual_seed(seed)
     suite = suite_from_json(description(num_tasks, images, seed), root)
-    state = published_state(build_clip(RECIPE))
+    state = published_state(build_clip(replace(RECIPE, width=width)))
     save_state_dict(suite.zero_shot_path(BACKBONE), state)
     for task in suite.tasks:
         expert = {name: value + _step(name, value, generator) for name, value in state.items()}

@@ -1,0 +1,82 @@
+"""A Ray cluster of several real nodes on this machine, for tests that lose some of them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
+STORE = 150 * 2**20
+
+
+class Nodes:
+    """The cluster: a head, and nodes that come and go."""
+
+    def __init__(self, head_cpus: int, *, store: int = STORE, system_config: Mapping[str, object] | None = None):
+        more = {"_system_config": dict(system_config)} if system_config else {}
+        arguments = {"num_cpus": head_cpus, "include_dashboard": False, "object_store_memory": store, **more}
+        self._cluster = Cluster(initialize_head=True, head_node_args=arguments)
+
+    @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    def add(self, cpus: int):
+        """A node, as one more raylet with a store of its own."""
+        return self._cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
+
+    def lose(self, node) -> None:
+        """End a node without a farewell: its raylet and all its processes."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def lose_head(self) -> None:
+        head = self._cluster.head_node
+        head.kill_gcs_server()
+        head.kill_raylet()
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, head_cpus: int, **arguments) -> Nodes:
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    return Nodes(head_cpus, **arguments)
+
+
+def processes(*words: str) -> Iterator[int]:
+    """Ids of the processes whose command line has all the words."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in command for word in words):
+            yield int(folder.name)
+
+
+def wait_for(what: Callable[[], object], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def can_make_namespaces() -> bool:
+    """Whether this user may mount file systems of its own."""
+    try:
+        return subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from raymerge import cluster, preparation, tuning
 from raymerge.driver import Sweep, reference_cells
@@ -20,6 +20,7 @@ from raymerge.suites.published import PublishedSuite
 from raymerge.sweep_spec import SweepSpec
 
 
+@runtime_checkable
 class SweepInfo(Protocol):
     """What a view may ask of a running sweep."""
 
@@ -32,6 +33,7 @@ class SweepInfo(Protocol):
     def finished_cells(self) -> list[Cell]: ...
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Who watches a sweep. Called from the thread that runs it, but for `notice`; must not block."""
 
@@ -56,6 +58,7 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the results of a sweep go. Whoever owns it alone writes them."""
 
@@ -192,6 +195,7 @@ def _run(
         None if spec.resources.evaluators == "auto" else spec.resources.evaluators,
         reserved=place.slots.reserved,
         unfit=nodes.unfit if place.is_cluster else lambda nodes: {},
+        no_merging=nodes.no_merging,
         notice=listener.notice,
     )
 

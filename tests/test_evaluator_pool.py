@@ -447,11 +447,13 @@ def test_unfit_nodes_get_no_evaluators_and_are_named_once():
 def test_merges_keep_cpus_where_they_can_run():
     world = World(node("a", 4), node("z", 8), unfit=lambda nodes: {"z": "no files"}, no_merging=lambda: ["z"])
     assert world.step() == {"a": 3}
-    of = []
     world = World(
-        node("a", 4), node("z", 28), unfit=lambda nodes: {"z": ""}, no_merging=lambda: ["z"], reserved=of.append
+        node("a", 4),
+        node("z", 28),
+        unfit=lambda nodes: {"z": "no files"},
+        no_merging=lambda: ["z"],
+        reserved=lambda cpus: cpus / 4,
     )
-    world.pool.reserved = lambda cpus: cpus / 4
     assert world.step() == {"a": 3}, "of what can be used, not of all there is"
 
 

@@ -39,6 +39,14 @@ class NoEvaluation:
         return Scored((job.stop - job.start) // 2, job.stop - job.start, 0.0)
 
 
+class Healthy:
+    """A pool of evaluators that nothing happens to."""
+
+    error = None
+
+    def step(self) -> None: ...
+
+
 class NoMerges:
     """MergeJobs for which every merge is there already."""
 
@@ -87,7 +95,9 @@ def raymerge_trials(num_trials: int) -> float:
     cells = [Cell("none", tuple(task.name for task in suite.tasks), method) for method in methods]
     evaluators = [ray.remote(num_cpus=1)(NoEvaluation).remote() for _ in range(CONCURRENT)]
     ray.get([evaluator.ready.remote([]) for evaluator in evaluators])
-    dispatcher = cluster.start_dispatcher(evaluators, ["none"])
+    _, dispatcher = cluster.start_dispatcher()
+    for number, evaluator in enumerate(evaluators):
+        dispatcher.join.remote(str(number), evaluator)
     # evaluators know no merged update: theirs is answered with nothing
     with tempfile.TemporaryDirectory() as folder:
         context = RunContext("overhead", "", "none", "none", 0, "", "normalized_accuracy", "fp32")
@@ -96,7 +106,8 @@ def raymerge_trials(num_trials: int) -> float:
         for merge_id in {m.merge_id for m in sweep.wanted_merges()}:
             dispatcher.publish.remote(merge_id, [])
         started = time.monotonic()
-        tuning.run_tune(sweep, NoMerges(), dispatcher, max_trials=CONCURRENT, stopping=lambda: False)  # type: ignore[arg-type]
+        no_merges: Any = NoMerges()
+        tuning.run_tune(sweep, no_merges, dispatcher, Healthy(), max_trials=lambda: CONCURRENT, stopping=lambda: False)
         elapsed = time.monotonic() - started
     for actor in (*evaluators, dispatcher):
         ray.kill(actor)

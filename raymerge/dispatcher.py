@@ -8,7 +8,7 @@ queued again, before all others.
 import asyncio
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, Task
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
+IDLE_S = 1.0
+"""After which an evaluator without work is asked whether it is alive, lest its death count against the next shard."""
 
 
 @dataclass(order=True)
@@ -46,6 +48,7 @@ class _Ticket:
     """What evaluators had done when it was submitted."""
     occupancy: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    forgotten: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def num_left(self) -> int:
@@ -99,13 +102,16 @@ class _Member:
     first_shard: float | None = None
     """When it began its first shard."""
     entry: _Entry | None = None
-    """What it works on, since `started`."""
-    started: float = 0.0
+    """What it works on."""
+    started: float | None = None
+    """Since when; None while the update of its shard is not there yet."""
 
 
 class Dispatcher:
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._members: dict[str, _Member] = {}
+        self._retired: set[str] = set()
         self._lost: list[str] = []
         self._queue: list[_Entry] = []
         """A heap."""
@@ -122,14 +128,21 @@ class Dispatcher:
         self._num_expected: int | None = None
         self._gate = asyncio.Event()
 
+    # Calls of an async actor may begin in another order than they were made in. So no call may rely on an earlier one:
+    # an evaluator may retire before it joins, a ticket is opened by whoever comes first, and a shard waits for its
+    # update.
+
     async def join(self, evaluator_id: str, handle: Any) -> None:
         """Give shards to one more evaluator, which is ready."""
+        if evaluator_id in self._retired:
+            return
         member = _Member(handle)
         self._members[evaluator_id] = member
         member.server = asyncio.create_task(self._serve(evaluator_id, member))
 
     async def retire(self, evaluator_id: str) -> None:
         """Return once an evaluator has ended its shard; it gets no other."""
+        self._retired.add(evaluator_id)
         if (member := self._members.get(evaluator_id)) and member.server:
             member.retiring = True
             async with self._work:
@@ -146,19 +159,16 @@ class Dispatcher:
         return Observation(self._stats(), tuple(working), tuple(lost))
 
     def _stats(self) -> ServiceStats:
-        now = time.monotonic()
+        now = self._clock()
         members = self._members.values()
         return ServiceStats(
             num_evaluators=len(members),
             num_busy=sum(m.entry is not None for m in members),
             num_queued=sum(entry.trial_id in self._tickets for entry in self._queue),
             images=self._images,
-            busy_s=self._busy_s + sum(now - m.started for m in members if m.entry),
+            busy_s=self._busy_s + sum(now - m.started for m in members if m.started is not None),
             present_s=self._past_s + sum(now - m.first_shard for m in members if m.first_shard is not None),
         )
-
-    # Calls of an async actor may begin in another order than they were made in. So none of these may rely on an
-    # earlier one: a ticket is opened by whoever comes first, and a shard waits for its update.
 
     async def publish(self, update_id: str, shards: Sequence[Any]) -> None:
         """Make a merged update known: references to its shards, owned by a process that outlives the sweep."""
@@ -214,10 +224,12 @@ class Dispatcher:
 
     async def forget(self, trial_ids: Sequence[str]) -> None:
         """Drop what is left of some trials."""
+        self._gate.set()  # no trial ends before it opens, unless all of them are to end
         for trial_id in trial_ids:
             self._forgotten.add(trial_id)
             if ticket := self._tickets.pop(trial_id, None):
                 self._fail(ticket, "stopped")  # wakes up who waits for it
+                ticket.forgotten.set()
 
     def _ticket(self, trial_id: str) -> _Ticket | None:
         """The ticket of a trial, a new one if need be; None when it was forgotten, because the trial has ended."""
@@ -233,27 +245,35 @@ class Dispatcher:
     async def _serve(self, evaluator_id: str, member: _Member) -> None:
         """Hand shards to one evaluator until it retires or dies."""
         try:
-            while (entry := await self._next(member)) is not None:
-                member.entry, member.started = entry, time.monotonic()
-                member.first_shard = member.first_shard or member.started
-                job, outcome = entry.job, None
+            while True:
+                idle_since = self._clock()
+                if (entry := await self._next(member)) is None:
+                    break
+                if self._clock() - idle_since > IDLE_S and not await self._is_alive(member):
+                    self._lost.append(evaluator_id)
+                    heapq.heappush(self._queue, entry)
+                    break
+                member.entry = entry
+                member.first_shard = self._clock() if member.first_shard is None else member.first_shard
+                outcome: Scored | Failed | None = None
                 try:
-                    if job.update_id is not None:
-                        job = replace(job, update=await self._update(job.update_id))
+                    job = await self._complete_job(entry)
+                    if job is None:
+                        continue
+                    member.started = self._clock()
                     outcome = await member.handle.run.remote(job)
                 except RayActorError as error:
                     self._lost.append(evaluator_id)
                     outcome = self._requeued(entry, error)
                     break
                 except Exception as error:  # a bug: the trial fails, the sweep goes on
-                    outcome = Failed(f"{_label(job)}: {type(error).__name__}: {_reason(error)}")
+                    outcome = Failed(f"{_label(entry.job)}: {type(error).__name__}: {_reason(error)}")
                 finally:
-                    # what lies between its own clock and ours is waiting
-                    elapsed = time.monotonic() - member.started
-                    if isinstance(outcome, Scored):
-                        elapsed = min(elapsed, outcome.seconds)
-                    self._busy_s += 0.0 if isinstance(outcome, NotYet) else elapsed
-                    member.entry = None
+                    if member.started is not None and not isinstance(outcome, NotYet):
+                        # what lies between its own clock and ours is waiting
+                        elapsed = self._clock() - member.started
+                        self._busy_s += min(elapsed, outcome.seconds) if isinstance(outcome, Scored) else elapsed
+                    member.entry = member.started = None
                     if isinstance(outcome, NotYet):
                         heapq.heappush(self._queue, entry)
                     elif outcome is not None:
@@ -261,9 +281,35 @@ class Dispatcher:
         finally:
             del self._members[evaluator_id]
             if member.first_shard is not None:
-                self._past_s += time.monotonic() - member.first_shard
+                self._past_s += self._clock() - member.first_shard
             async with self._work:
                 self._work.notify()  # it may have been woken for a shard that it did not take
+
+    @staticmethod
+    async def _is_alive(member: _Member) -> bool:
+        try:
+            await member.handle.ready.remote([])
+        except RayActorError:
+            return False
+        except Exception:  # it will say of the shard what is wrong
+            return True
+        return True
+
+    async def _complete_job(self, entry: _Entry) -> EvalJob | None:
+        """A job with its update, once that is there; None when its trial ends before, as it may never come then."""
+        job, ticket = entry.job, self._tickets.get(entry.trial_id)
+        if ticket is None:
+            return None
+        if job.update_id is None:
+            return job
+        update = self._update(job.update_id)
+        if not update.done():
+            forgotten = asyncio.ensure_future(ticket.forgotten.wait())
+            await asyncio.wait([update, forgotten], return_when=asyncio.FIRST_COMPLETED)
+            forgotten.cancel()
+            if not update.done():
+                return None
+        return replace(job, update=update.result())
 
     async def _next(self, member: _Member) -> _Entry | None:
         """The first shard that is still wanted; None when the evaluator retires."""

@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from raymerge.dispatcher import Observation
 from raymerge.errors import ClusterError, RaymergeError
@@ -23,10 +23,14 @@ MAX_FAILED_STARTS = 3
 """In a row on one node, after which it is left alone."""
 RETRY_S = 300.0
 """After which a node that was left alone is tried again."""
+LONG_START_S = 120.0
+"""After which a person is told that an evaluator has not started."""
 PATIENCE_S = 900.0
 """How long a sweep goes on without any evaluator."""
 SILENCE_S = 40.0
 """How long Ray may take to say which nodes there are and what evaluators do."""
+CLOSE_S = 10.0
+"""How long the end of a sweep waits for a look at a new node."""
 GRACE_S = 20.0
 """How long a sweep that has its first evaluator waits for the others before it begins."""
 
@@ -44,6 +48,7 @@ class Node:
     resources: Resources
 
 
+@runtime_checkable
 class ClusterView(Protocol):
     """What the pool needs of Ray; see `cluster.RayView`."""
 
@@ -79,25 +84,39 @@ class ActorLost(Exception):
     """An evaluator died while it started."""
 
 
-def slots(nodes: Iterable[Node], needs: Resources, reserved_cpus: float) -> dict[str, int]:
+def slots(
+    nodes: Iterable[Node],
+    needs: Resources,
+    reserved_cpus: float,
+    no_evaluating: Collection[str] = (),
+    no_merging: Collection[str] = (),
+) -> dict[str, int]:
     """How many evaluators every node has room for, if they had the cluster to themselves.
 
     Args:
         needs: of one evaluator, by kind of resource.
-        reserved_cpus: CPUs of the whole cluster that are left to merges. Nodes without an evaluator count first, then
-            those that have most CPUs for each.
+        reserved_cpus: CPUs of the whole cluster that are left to merges, each of which takes one. What evaluators
+            cannot use counts first, then nodes with most evaluators have fewer.
+        no_evaluating, no_merging: nodes that cannot, by id; on the latter, CPUs are of no use to merges.
     """
-    room, spare = {}, {}
+    each = needs.get("CPU", 0.0)
+    room, cpus = {}, {}
     for node in nodes:
         fits = (int(node.resources.get(kind, 0.0) / need + 1e-9) for kind, need in needs.items() if need > 0)
-        room[node.node_id] = min(fits, default=1)
-        spare[node.node_id] = node.resources.get("CPU", 0.0) - room[node.node_id] * needs.get("CPU", 0.0)
-    each = needs.get("CPU", 0.0)
-    missing = reserved_cpus - sum(max(0.0, cpus) for cpus in spare.values())
-    while each > 0 and missing > 1e-9 and sum(room.values()) > 0:
-        largest = max(room, key=lambda node_id: (room[node_id], node_id))
-        room[largest] -= 1
-        missing -= each
+        room[node.node_id] = 0 if node.node_id in no_evaluating else min(fits, default=1)
+        cpus[node.node_id] = node.resources.get("CPU", 0.0)
+
+    def spare(node_id: str) -> int:
+        return 0 if node_id in no_merging else max(0, int(cpus[node_id] - room[node_id] * each + 1e-9))
+
+    while each > 0 and sum(map(spare, room)) < reserved_cpus - 1e-9:
+        shared = [node_id for node_id in room if room[node_id] and node_id not in no_merging]
+        if not shared:
+            break
+        largest = max(shared, key=lambda node_id: (room[node_id], node_id))
+        before = spare(largest)
+        while room[largest] and spare(largest) == before:
+            room[largest] -= 1
     return room
 
 
@@ -118,13 +137,13 @@ def fair_share(total: int, me: str, sweeps: Sequence[str], now: float) -> int:
 def placement(room: Mapping[str, int], present: Mapping[str, int], allowed: int) -> Counter[str]:
     """Evaluators to start (positive) or to retire (negative) by node, so that `allowed` are there, spread evenly."""
     changes: Counter[str] = Counter()
-    have = Counter(present)
+    have = Counter({node_id: count for node_id, count in present.items() if count > 0})
     for node_id in have:
         if (surplus := have[node_id] - room.get(node_id, 0)) > 0:
             changes[node_id] -= surplus
             have[node_id] -= surplus
     while sum(have.values()) > allowed:
-        fullest = max(have, key=lambda node_id: (have[node_id] - room.get(node_id, 0), have[node_id], node_id))
+        fullest = max(+have, key=lambda node_id: (have[node_id] - room.get(node_id, 0), have[node_id], node_id))
         have[fullest] -= 1
         changes[fullest] -= 1
     while sum(have.values()) < allowed:
@@ -143,6 +162,9 @@ class _Evaluator:
     handle: Any
     state: Literal["starting", "serving", "retiring"] = "starting"
     retired: Any = None
+    since: float = 0.0
+    """When it was started."""
+    noticed: bool = False
 
 
 @dataclass
@@ -174,6 +196,8 @@ class EvaluatorPool:
         wanted: how many the sweep asks for; None: as many as fit.
         reserved: CPUs to leave to merges on a cluster of so many.
         unfit: why a node cannot evaluate, by node id; asked again whenever nodes change.
+        survey: runs the function that asks `unfit`, now or in a thread: it may take minutes.
+        no_merging: nodes that cannot merge, by id; asked after `unfit`.
         notice: told what a person should know.
         observed: told every second what evaluators do, and the host of each.
         silent: told, in a thread of its own, that Ray has not answered for `SILENCE_S`. Without the head of its cluster
@@ -186,9 +210,11 @@ class EvaluatorPool:
     wanted: int | None
     reserved: Callable[[float], float]
     unfit: Callable[[Sequence[Node]], Mapping[str, str]] = lambda nodes: {}
+    no_merging: Callable[[], Collection[str]] = tuple
     notice: Callable[[str], None] = lambda text: None
     observed: Callable[[Observation, Mapping[str, str]], None] = lambda observation, hosts: None
     silent: Callable[[ClusterError], None] = lambda error: None
+    survey: Callable[[Callable[[], None]], None] = lambda look: look()
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -203,6 +229,9 @@ class EvaluatorPool:
         self._failures: dict[str, _Failures] = {}
         self._known_nodes: dict[str, Node] = {}
         self._unfit: Mapping[str, str] = {}
+        self._surveyed: frozenset[str] = frozenset()
+        """Nodes of which it is known whether they are fit."""
+        self._surveying = False
         self._devices: set[str] = set()
         self._num_started = 0
         self._num_allowed = 0
@@ -242,8 +271,8 @@ class EvaluatorPool:
         """Start nothing more; end the evaluators."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
-        for evaluator in self._evaluators.values():
+            self._thread.join(CLOSE_S)
+        for evaluator in list(self._evaluators.values()):
             self.view.kill(evaluator.handle)
         self._evaluators.clear()
 
@@ -289,17 +318,15 @@ class EvaluatorPool:
     def _step(self) -> None:
         try:
             self._look()
+            if self._stop.is_set():
+                return
             self._take_ready()
             self._adjust()
             self._check_patience()
             self._most = max(self._most, self._count("serving"))
             self.observed(self.observation, self.hosts())
-        except RaymergeError as error:
-            self.error = error
         except Exception as error:  # of Ray, or a bug: the sweep must hear of it, not this thread alone
-            logger.debug("the pool of evaluators failed", exc_info=True)
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            self.error = _no_answer(f"({text})")
+            self.error = _told(error)
 
     def _look(self) -> None:
         nodes = {node.node_id: node for node in self.view.nodes()}
@@ -309,20 +336,32 @@ class EvaluatorPool:
             if self._known_nodes:
                 for node_id in nodes.keys() - self._known_nodes.keys():
                     self.notice(f"node {nodes[node_id].host} has joined")
-            unfit = self.unfit(list(nodes.values()))
-            for node_id in unfit.keys() - self._unfit.keys():
-                self.notice(f"no evaluators on node {nodes[node_id].host}: {unfit[node_id]}")
-            self._unfit, self._known_nodes = unfit, nodes
+            self._known_nodes = nodes
             self.num_cpus = sum(node.resources.get("CPU", 0.0) for node in nodes.values())
+        if self._surveyed != nodes.keys() and not self._surveying:
+            self._surveying = True
+            self.survey(lambda: self._survey(nodes))
         self.observation = self.view.observe()
         for evaluator_id in self.observation.lost:
             if lost := self._evaluators.pop(evaluator_id, None):
-                self.notice(f"an evaluator on {lost.node.host} died; another one is started")
+                if lost.state == "serving" and lost.node.node_id in nodes:
+                    self.notice(f"an evaluator on {lost.node.host} died; another one is started")
                 self.view.kill(lost.handle)
         for evaluator_id, evaluator in list(self._evaluators.items()):
             if evaluator.node.node_id not in nodes and evaluator.state == "starting":
                 self.view.kill(evaluator.handle)
                 del self._evaluators[evaluator_id]
+
+    def _survey(self, nodes: Mapping[str, Node]) -> None:
+        try:
+            unfit = self.unfit(list(nodes.values()))
+            for node_id in (unfit.keys() & nodes.keys()) - self._unfit.keys():
+                self.notice(f"no evaluators on node {nodes[node_id].host}: {unfit[node_id]}")
+            self._unfit, self._surveyed = unfit, frozenset(nodes)
+        except Exception as error:
+            self.error = self.error or _told(error)
+        finally:
+            self._surveying = False
 
     def _take_ready(self) -> None:
         for evaluator_id, evaluator in list(self._evaluators.items()):
@@ -336,7 +375,14 @@ class EvaluatorPool:
             except (ActorLost, RaymergeError) as error:
                 self._failed(evaluator_id, error)
                 continue
-            if device is not None:
+            if device is None:
+                if self.clock() - evaluator.since > LONG_START_S and not evaluator.noticed:
+                    evaluator.noticed = True
+                    self.notice(
+                        f"an evaluator on {evaluator.node.host} has not started for {LONG_START_S:.0f} seconds: others "
+                        f"may hold {describe_needs(self.needs)} there"
+                    )
+            else:
                 self._devices.add(device)
                 self._failures.pop(evaluator.node.node_id, None)
                 evaluator.state = "serving"
@@ -353,7 +399,7 @@ class EvaluatorPool:
             return
         self.notice(f"no evaluators on node {evaluator.node.host}: {failures.reason}")
         others = [e for e in self._evaluators.values() if e.state != "retiring"]
-        if not self._devices and not others and not self._room():
+        if not self._devices and not others and not any(self._room().values()):
             raise (
                 error
                 if isinstance(error, RaymergeError)
@@ -372,9 +418,12 @@ class EvaluatorPool:
             del self._failures[node_id]
             return False
 
-        room = slots(self._known_nodes.values(), self.needs, self.reserved(self.num_cpus))
+        no_merging = self.no_merging()
+        useful = [node for node in self.nodes if node.node_id not in self._unfit or node.node_id not in no_merging]
+        reserved = self.reserved(sum(node.resources.get("CPU", 0.0) for node in useful))
+        room = slots(self.nodes, self.needs, reserved, self._unfit, no_merging)
         for node_id in room:
-            if node_id in self._unfit or is_left_alone(node_id):
+            if node_id not in self._surveyed or is_left_alone(node_id):
                 room[node_id] = 0
         return room
 
@@ -398,7 +447,7 @@ class EvaluatorPool:
                 self._num_started += 1
                 handle = self.view.start(node_id)
                 self._evaluators[f"{self._known_nodes[node_id].host}-{self._num_started}"] = _Evaluator(
-                    self._known_nodes[node_id], handle
+                    self._known_nodes[node_id], handle, since=self.clock()
                 )
             for _ in range(-change):
                 self._retire(node_id)
@@ -423,6 +472,14 @@ class EvaluatorPool:
                 f"no evaluator for {PATIENCE_S / 60:.0f} minutes: the cluster has {describe(self.nodes, self.needs)}, "
                 f"one takes {describe_needs(self.needs)}. What is finished is saved; start the same command again."
             )
+
+
+def _told(error: Exception) -> RaymergeError:
+    if isinstance(error, RaymergeError):
+        return error
+    logger.debug("the pool of evaluators failed", exc_info=error)
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return _no_answer(f"({text})")
 
 
 def _no_answer(detail: str) -> ClusterError:

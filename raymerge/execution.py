@@ -1,10 +1,11 @@
 """A sweep on a Ray cluster, from its suite to its last trial. Prints nothing and writes no results: see `Store`."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from raymerge import cluster, preparation, tuning
 from raymerge.dispatcher import Observation
@@ -22,6 +23,7 @@ from raymerge.suites.published import PublishedSuite
 from raymerge.sweep_spec import SweepSpec
 
 
+@runtime_checkable
 class SweepInfo(Protocol):
     """What a view may ask of a running sweep."""
 
@@ -34,6 +36,7 @@ class SweepInfo(Protocol):
     def finished_cells(self) -> list[Cell]: ...
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Who watches a sweep. Called from the thread that runs it but for the last two; must not block."""
 
@@ -62,6 +65,7 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the results of a sweep go. Whoever owns it alone writes them."""
 
@@ -200,9 +204,11 @@ def _run(
         None if spec.resources.evaluators == "auto" else spec.resources.evaluators,
         reserved=place.slots.reserved,
         unfit=nodes.unfit if place.is_cluster else lambda nodes: {},
+        no_merging=nodes.no_merging,
         notice=listener.notice,
         observed=listener.observed,
         silent=place.abandon,
+        survey=_in_a_thread if place.is_cluster else lambda look: look(),
     )
 
     def max_trials() -> int:
@@ -236,6 +242,10 @@ def _run(
         finally:
             store.run_ends(outcome, replace(pool.observation.stats, num_evaluators=pool.joined.most))
     return sweep.done
+
+
+def _in_a_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, name="survey", daemon=True).start()
 
 
 def _saver(store: Store, listener: Listener) -> Callable[[TrialRecord], None]:

@@ -18,7 +18,7 @@ POLL_S = 0.05
 MAX_RETRIES = 20
 """Processes or nodes that one task may lose; its results are computed again as well when their node is lost."""
 MAX_MOVES = 5
-"""How often parts of one merge are started again because nodes have come or gone meanwhile."""
+"""How often a part of a merge is started again because nodes have come or gone meanwhile."""
 
 
 @dataclass
@@ -32,8 +32,6 @@ class _Group:
     """Per shard, one reference per merge."""
     num_running: int = 0
     failed: bool = False
-    num_moved: int = 0
-    """How often a part of it was started again elsewhere."""
 
 
 class MergeJobs:
@@ -52,7 +50,7 @@ class MergeJobs:
         families: Sequence[Family],
         max_parallel: Callable[[], int],
         publish: Callable[[str, list[Any]], None],
-        placement: Callable[[], Mapping[str, Any]] = dict,
+        placement: Callable[[bool], Mapping[str, Any]] = lambda wary: {},
     ):
         """
         Args:
@@ -62,7 +60,8 @@ class MergeJobs:
             moments: folder of input moments.
             max_parallel: how many tasks run at once, by now.
             publish: told a merge id and the references of its shards.
-            placement: options of Ray that keep a task to the nodes that have the checkpoints, by now.
+            placement: options of Ray that keep a task to the nodes that have the checkpoints, by now; when told to be
+                wary, off those as well of which that is not known yet.
         """
         self._suite = suite
         self._hashes = hashes
@@ -79,8 +78,8 @@ class MergeJobs:
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: dict[Any, Callable[[Any], None]] = {}
         """By the task's first result: what to do with it."""
-        self._owners: dict[Any, tuple[_Group, Mapping[str, Any], Callable[[], None]]] = {}
-        """By the same: whose it is, where it could run, and how to start it again."""
+        self._owners: dict[Any, tuple[_Group, Mapping[str, Any], Callable[[], None] | None]] = {}
+        """By the same: whose it is, where it could run, and how to start it again if that may be done."""
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="merges", daemon=True)
         self._thread.start()
@@ -148,25 +147,30 @@ class MergeJobs:
         try:
             take(ray.get(reference))
         except (RaymergeError, RayError) as error:
-            if placed != self._placement() and group.num_moved < MAX_MOVES:  # it may have run where files are missing
-                group.num_moved += 1
+            if again is not None and placed != self._placement(True):  # it may have run where files are missing
                 self._waiting.appendleft(again)
                 return
             if not group.failed:
                 self._failures |= {merge.merge_id: _message(error) for merge in group.merges}
             group.failed = True
 
-    def _start(self, task: Any, group: _Group, take: Callable[[Any, list[Any]], None], *args: Any) -> None:
+    def _start(
+        self, task: Any, group: _Group, take: Callable[[Any, list[Any]], None], *args: Any, num_moved: int = 0
+    ) -> None:
         if group.failed:
             return
-        placed = self._placement()
+        placed = self._placement(num_moved > 0)
         returned = task.options(num_returns=1 + len(group.merges), **placed).remote(
             group.request, group.hashes, *args, self._cache
         )
         first, *updates = returned
         group.num_running += 1
         self._running[first] = lambda value: take(value, updates)
-        self._owners[first] = (group, placed, lambda: self._start(task, group, take, *args))
+
+        def again() -> None:
+            self._start(task, group, take, *args, num_moved=num_moved + 1)
+
+        self._owners[first] = (group, placed, again if num_moved < MAX_MOVES else None)
 
     def _start_first(self, group: _Group) -> None:
         def take(plan: tuple[int, Any], updates: list[Any]) -> None:

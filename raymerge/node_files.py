@@ -72,12 +72,14 @@ def compare(surveys: Mapping[str, NodeFiles], preferred: str, reference: NodeFil
 
     Args:
         surveys: by id of the machine, at least one.
-        preferred: the one whose files count where groups are equally large, and where no machine has everything.
+        preferred: the one whose files count where groups are equally large, and where no machine has everything; it
+            may be none of them.
     """
     if reference is None:
         complete = {name: found for name, found in surveys.items() if _missing(found) is None}
         sizes = Counter(_identity(found) for found in complete.values())
-        chosen = max(complete, key=lambda name: (sizes[_identity(surveys[name])], name == preferred), default=preferred)
+        fallback = preferred if preferred in surveys else next(iter(surveys))
+        chosen = max(complete, key=lambda name: (sizes[_identity(surveys[name])], name == preferred), default=fallback)
         reference = surveys[chosen]
     no_merging = {name: why for name, found in surveys.items() if (why := _difference(found, reference, "merging"))}
     no_evaluating = {

@@ -117,7 +117,7 @@ class ServiceStats:
     @property
     def occupancy(self) -> float | None:
         """Share of their time that evaluators were busy."""
-        return min(1.0, self.busy_s / self.present_s) if self.present_s > 0 else None
+        return min(1.0, max(0.0, self.busy_s / self.present_s)) if self.present_s > 0 else None
 
     def since(self, earlier: "ServiceStats") -> "ServiceStats":
         """What was done between two moments; counts of the moment are those of the later one."""

@@ -100,13 +100,14 @@ class _Client:
     def serve(self) -> bool:
         told = False
         while True:
+            ended = bool(ray.wait([self._done], timeout=0)[0])  # asked first: nothing is put in the queue after it
             requests: Any = ray.get(self._driver.poll.remote(POLL_S))
             for request in requests:
                 self._answer(request)
             if self._stopping() and not told:
                 told = True
                 ray.get(self._driver.stop.remote())
-            if not requests and ray.wait([self._done], timeout=0)[0]:
+            if ended and not requests:
                 return bool(ray.get(self._done))
 
     def _answer(self, request: Request) -> None:

@@ -1,6 +1,6 @@
 """SuiteNodes: which nodes of a cluster have the files of a sweep, kept up to date as nodes come and go."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class SuiteNodes:
         self._moments = moments
         self._fill = fill
         self._surveys: dict[str, NodeFiles] = {}
+        self._silent: tuple[str, ...] = ()
         self._reference: NodeFiles | None = None
         self._found = Comparison((), {}, {})
 
@@ -44,7 +45,9 @@ class SuiteNodes:
             self._fill(empty)
             surveys |= self._survey(empty)
         self._surveys = surveys
+        self._silent = tuple(node_id for node_id in node_ids if node_id not in surveys)
         if not surveys:
+            self._found = Comparison((), {}, {})
             return
         self._found = compare(surveys, cluster.this_node(), self._reference)
         if self._reference is None and self._found.complete:
@@ -62,14 +65,24 @@ class SuiteNodes:
     def unfit(self, nodes: Sequence[Node]) -> Mapping[str, str]:
         """Why nodes cannot evaluate, by node id."""
         self.look([node.node_id for node in nodes])
-        silent = {node.node_id: "it does not answer" for node in nodes if node.node_id not in self._surveys}
-        return {**self._found.no_evaluating, **silent}
+        return {**self._found.no_evaluating, **dict.fromkeys(self._silent, "it does not answer")}
 
-    def placement(self) -> dict[str, Any]:
-        """Options of Ray that keep a task off the nodes that cannot merge."""
-        if not self._found.no_merging:
+    def no_merging(self) -> Collection[str]:
+        """Nodes that cannot merge, by id."""
+        return {*self._found.no_merging, *self._silent}
+
+    def placement(self, wary: bool = False) -> dict[str, Any]:
+        """Options of Ray that keep a task off the nodes that cannot merge.
+
+        Args:
+            wary: keep it off nodes as well that were not asked yet, which takes a moment after they have joined.
+        """
+        avoided = set(self.no_merging())
+        if wary and self._surveys:
+            avoided |= {node.node_id for node in cluster.alive_nodes()} - self._surveys.keys()
+        if not avoided:
             return {}
-        return {"label_selector": {cluster.NODE_LABEL: f"!in({','.join(sorted(self._found.no_merging))})"}}
+        return {"label_selector": {cluster.NODE_LABEL: f"!in({','.join(sorted(avoided))})"}}
 
     def _survey(self, node_ids: Sequence[str]) -> dict[str, NodeFiles]:
         return cluster.survey_nodes(self._suite, self._tasks, self._moments, node_ids) if node_ids else {}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray import tune
@@ -30,6 +30,7 @@ MAX_CRASHES = 3
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Health(Protocol):
     """The part of an EvaluatorPool that matters to trials."""
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from raymerge import dispatcher as dispatcher_module
-from raymerge.dispatcher import MAX_ATTEMPTS, Dispatcher, Progress
-from raymerge.records import EvalJob, Failed, Scored, TaskScore
+from raymerge.dispatcher import IDLE_S, MAX_ATTEMPTS, Dispatcher, Observation, Progress, Working
+from raymerge.records import EvalJob, Failed, Scored, ServiceStats, TaskScore
 
 
 class Method:
@@ -28,12 +27,14 @@ class FakeEvaluator:
         self.run = Method(self._run)
         self.ready = Method(self._ready)
         self.jobs: list[EvalJob] = []
-        self.readied: list[list[str]] = []
-        self.restarts = True
+        self.num_asked = 0
+        """How often it was asked whether it is alive."""
+        self.is_dead = False
         self._outcome: asyncio.Future[Any] | None = None
 
     async def _run(self, job: EvalJob) -> Any:
         assert self._outcome is None, "one shard at a time"
+        assert not self.is_dead
         self.jobs.append(job)
         self._outcome = asyncio.get_running_loop().create_future()
         try:
@@ -42,9 +43,10 @@ class FakeEvaluator:
             self._outcome = None
 
     async def _ready(self, backbones: list[str]) -> str:
-        self.readied.append(backbones)
-        if not self.restarts:
-            raise RayActorError(error_msg="still dead")
+        assert backbones == []
+        self.num_asked += 1
+        if self.is_dead:
+            raise ActorDiedError()
         return "cpu"
 
     @property
@@ -90,10 +92,29 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[],
     return run
 
 
-async def started(num_evaluators: int, *, gate: bool = True) -> tuple[Dispatcher, list[FakeEvaluator]]:
-    evaluators = [FakeEvaluator() for _ in range(num_evaluators)]
-    dispatcher = Dispatcher(evaluators, ["vit", "other"])
-    await dispatcher.start()
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def join(dispatcher: Dispatcher, evaluator_id: str) -> FakeEvaluator:
+    evaluator = FakeEvaluator()
+    await dispatcher.join(evaluator_id, evaluator)
+    await react()
+    return evaluator
+
+
+async def started(
+    num_evaluators: int, *, gate: bool = True, clock: Clock | None = None
+) -> tuple[Dispatcher, list[FakeEvaluator]]:
+    """A dispatcher and evaluators called e0, e1, ..."""
+    dispatcher = Dispatcher(clock or Clock())
+    evaluators = [await join(dispatcher, f"e{i}") for i in range(num_evaluators)]
     if gate:
         await dispatcher.open_gate(0)
     return dispatcher, evaluators
@@ -104,9 +125,13 @@ async def submit(dispatcher: Dispatcher, trial_id: str, jobs: Sequence[EvalJob])
     await react()
 
 
-async def news(dispatcher: Dispatcher, trial_id: str) -> Progress:
+async def stats(dispatcher: Dispatcher) -> ServiceStats:
+    return (await dispatcher.observe()).stats
+
+
+async def news(dispatcher: Dispatcher, trial_id: str, num_known: int = 0) -> Progress:
     """What is known at once."""
-    task = asyncio.create_task(dispatcher.progress(trial_id))
+    task = asyncio.create_task(dispatcher.progress(trial_id, num_known))
     await react()
     assert task.done(), "there is news"
     return task.result()
@@ -146,11 +171,32 @@ async def test_a_task_is_news_once_all_its_shards_are_in():
     assert not waiting.done()
     await b.answer(3)
     assert (await waiting) == Progress([TaskScore("T1", 3, 5, 0.5)], num_scored=1, done=False)
-    waiting = asyncio.create_task(dispatcher.progress("x"))
+    waiting = asyncio.create_task(dispatcher.progress("x", 1))
     await react()
-    assert not waiting.done(), "news are told once"
+    assert not waiting.done(), "what is known is no news"
     await a.answer(7)
     assert (await waiting) == Progress([TaskScore("T0", 11, 16, 1.0)], num_scored=2, done=True)
+
+
+@asynchronous
+async def test_news_can_be_read_again():
+    """By a coordinator that takes the place of one that died."""
+    dispatcher, (a,) = await started(1)
+    await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
+    await a.answer(1)
+    await a.answer(2)
+    first, second = TaskScore("T0", 1, 10, 0.5), TaskScore("T1", 2, 10, 0.5)
+    known = await news(dispatcher, "x", 1)
+    assert known == Progress([second], num_scored=2, done=False)
+    waiting = asyncio.create_task(dispatcher.progress("x", 2))
+    await react()
+    waiting.cancel()  # its process dies
+    await react()
+    assert await news(dispatcher, "x") == Progress([first, second], num_scored=2, done=False)
+    await a.answer(3)
+    assert await news(dispatcher, "x", 2) == Progress([TaskScore("T2", 3, 10, 0.5)], num_scored=3, done=True)
+    assert await news(dispatcher, "x", 3) == Progress([], num_scored=3, done=True)
+    assert len((await news(dispatcher, "x")).scores) == 3
 
 
 @asynchronous
@@ -171,7 +217,9 @@ async def test_news_that_nobody_asked_for_are_kept():
 )
 def test_counts_add_up_in_any_order(shards, num_evaluators, random):
     async def check() -> None:
-        dispatcher, evaluators = await started(num_evaluators)
+        clock = Clock()
+        dispatcher, evaluators = await started(num_evaluators, clock=clock)
+        present = {f"e{i}": evaluator for i, evaluator in enumerate(evaluators)}
         jobs: dict[str, list[EvalJob]] = {}
         expected: dict[str, dict[str, tuple[int, int]]] = {}
         for trial, task, size in shards:
@@ -180,25 +228,41 @@ def test_counts_add_up_in_any_order(shards, num_evaluators, random):
             expected[f"trial{trial}"][task] = (known[0] + size // 2, known[1] + size)
         for trial_id, own in jobs.items():
             await submit(dispatcher, trial_id, own)
-        deaths = 0
-        while busy := [e for e in evaluators if e.is_busy]:
-            evaluator = random.choice(busy)
-            if deaths < MAX_ATTEMPTS - 1 and random.random() < 0.2:
+        deaths = num_joined = 0
+        while busy := [name for name, e in present.items() if e.is_busy]:
+            name = random.choice(busy)
+            clock.now += 0.1 + random.random()
+            action = random.random()
+            if action < 0.2 and deaths < MAX_ATTEMPTS - 1:
                 deaths += 1
-                await evaluator.settle(ActorDiedError())
+                await present.pop(name).settle(ActorDiedError())
+                assert (await dispatcher.observe()).lost == (name,)
+            elif action < 0.4:
+                retired = asyncio.create_task(dispatcher.retire(name))
+                await react()
+                await present[name].answer(present[name].job.stop // 2)
+                assert retired.done()
+                assert not present.pop(name).is_busy
             else:
-                await evaluator.answer(evaluator.job.stop // 2)
+                await present[name].answer(present[name].job.stop // 2)
+            if not present or random.random() < 0.1:
+                num_joined += 1
+                present[f"late{num_joined}"] = await join(dispatcher, f"late{num_joined}")
         for trial_id, tasks in expected.items():
             progress = await news(dispatcher, trial_id)
             assert {s.task: (s.correct, s.total) for s in progress.scores} == tasks
             assert len(progress.scores) == progress.num_scored == len(tasks)
             assert progress.done
             assert progress.error is None
-        stats = await dispatcher.stats()
-        assert stats.images == sum(size for _, _, size in shards)
-        assert len(stats.busy_s) == num_evaluators
-        assert all(s >= 0 for s in stats.busy_s)
-        assert (stats.wall_s > 0) == bool(shards)
+            assert progress.occupancy is None or 0 <= progress.occupancy <= 1
+        observed = await dispatcher.observe()
+        assert observed.lost == ()
+        assert {w.evaluator for w in observed.working} == present.keys()
+        assert observed.stats.images == sum(size for _, _, size in shards)
+        assert observed.stats.num_evaluators == len(present)
+        assert (observed.stats.num_busy, observed.stats.num_queued) == (0, 0)
+        assert 0 <= observed.stats.busy_s <= observed.stats.present_s
+        assert (observed.stats.present_s > 0) == bool(shards)
 
     asyncio.run(check())
 
@@ -257,7 +321,7 @@ async def test_a_failed_shard_ends_its_trial():
     await a.answer()
     assert b.job.task == "T3"
     assert not a.is_busy
-    assert (await dispatcher.stats()).images == 10, "what came after the failure is not counted"
+    assert (await stats(dispatcher)).images == 10, "what came after the failure is not counted"
 
 
 @asynchronous
@@ -279,7 +343,7 @@ async def test_a_bug_in_the_evaluator_fails_the_trial_and_not_the_sweep():
     assert progress.done
     assert (progress.error or "").startswith("vit/T0 (val): ")
     assert (progress.error or "").endswith(": division by zero")
-    assert a.readied == [], "it is alive"
+    assert (await dispatcher.observe()).lost == (), "it is alive"
     assert a.is_busy
 
 
@@ -294,25 +358,43 @@ async def test_other_ray_errors_fail_the_trial():
     assert (await news(dispatcher, "y")).error == "vit/T1 (val): GetTimeoutError: GetTimeoutError"
 
 
-@pytest.mark.parametrize("error", [ActorDiedError, RayActorError])
+@pytest.mark.parametrize("error", [ActorDiedError, RayActorError, ActorUnavailableError])
 def test_a_shard_is_retried_after_a_death(error):
     async def check() -> None:
         dispatcher, (a, b) = await started(2)
-        await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
+        await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2"), job("T4")])
         await submit(dispatcher, "y", [job("T3")])
         await b.answer()
         assert b.job.task == "T2"
-        await a.settle(error())
-        assert a.readied == [["vit", "other"]], "the restarted evaluator loads its encoders again"
-        assert a.job == job("T0"), "before any later shard"
-        await a.answer(5)
-        assert a.job.task == "T3"
+        await a.settle(error("dead", b"0" * 16) if error is ActorUnavailableError else error())
+        observed = await dispatcher.observe()
+        assert observed.lost == ("e0",)
+        assert observed.working == (Working("e1", "x", "vit/T2 (val)"),)
+        assert (await dispatcher.observe()).lost == (), "told once"
+        c = await join(dispatcher, "later")
+        assert c.job == job("T0"), "before any later shard, by one that came after the death"
+        await c.answer(5)
+        assert c.job.task == "T4"
+        await c.answer()
+        assert c.job.task == "T3"
         await b.answer()
         progress = await news(dispatcher, "x")
         assert progress.error is None
-        assert {s.task: s.correct for s in progress.scores} == {"T0": 5, "T1": 1, "T2": 1}
+        assert {s.task: s.correct for s in progress.scores} == {"T0": 5, "T1": 1, "T2": 1, "T4": 1}
+        assert len(a.jobs) == 1, "the dead get nothing"
 
     asyncio.run(check())
+
+
+@asynchronous
+async def test_a_shard_of_the_dead_goes_to_one_that_waits():
+    dispatcher, (a, b) = await started(2)
+    await submit(dispatcher, "x", [job("T0")])
+    assert not b.is_busy
+    await a.settle(ActorDiedError())
+    assert b.job == job("T0")
+    await b.answer()
+    assert (await news(dispatcher, "x")).done
 
 
 @asynchronous
@@ -320,16 +402,18 @@ async def test_a_shard_that_kills_evaluators_fails_its_trial():
     dispatcher, (a, b) = await started(2)
     await submit(dispatcher, "x", [job("T0")])
     await submit(dispatcher, "y", [job("T1"), job("T2")])
+    killer = a
     for attempt in range(MAX_ATTEMPTS):
-        killer = a if a.is_busy and a.job.task == "T0" else b
         assert killer.job == job("T0"), f"attempt {attempt}"
         await killer.settle(RayActorError(error_msg="killed by the kernel.\nlong story"))
+        killer = await join(dispatcher, f"again{attempt}")
     progress = await news(dispatcher, "x")
     assert (progress.done, progress.num_scored) == (True, 0)
     assert progress.error == "vit/T0 (val): 3 evaluators died on it (killed by the kernel)"
     assert MAX_ATTEMPTS == 3
-    while a.is_busy or b.is_busy:
-        await (a if a.is_busy else b).answer()
+    assert (await dispatcher.observe()).lost == ("e0", "again0", "again1")
+    while b.is_busy or killer.is_busy:
+        await (b if b.is_busy else killer).answer()
     assert (await news(dispatcher, "y")).num_scored == 2, "the evaluators go on"
 
 
@@ -338,54 +422,216 @@ async def test_attempts_are_counted_per_shard():
     dispatcher, (a,) = await started(1)
     await submit(dispatcher, "x", [job("T0"), job("T1")])
     for task in ("T0", "T1"):
-        for _ in range(MAX_ATTEMPTS - 1):
+        for attempt in range(MAX_ATTEMPTS - 1):
             assert a.job.task == task
             await a.settle(ActorDiedError())
+            a = await join(dispatcher, f"again-{task}-{attempt}")
         await a.answer()
     progress = await news(dispatcher, "x")
     assert (progress.num_scored, progress.error) == (2, None)
 
 
-def test_an_evaluator_that_cannot_be_restarted_is_left_out(monkeypatch):
-    monkeypatch.setattr(dispatcher_module, "RESTART_TIMEOUT_S", -1.0)
+@asynchronous
+async def test_the_death_of_idle_evaluators_is_not_counted_against_a_shard():
+    """A node with many evaluators that wait leaves, and the next shard must not fail on them one by one."""
+    clock = Clock()
+    dispatcher, evaluators = await started(MAX_ATTEMPTS + 2, clock=clock)
+    *dead, alive = evaluators
+    for evaluator in dead:
+        evaluator.is_dead = True
+    clock.now += IDLE_S + 0.1
+    await submit(dispatcher, "x", [job("T0")])
+    assert alive.job == job("T0")
+    assert (await dispatcher.observe()).lost == tuple(f"e{i}" for i in range(len(dead)))
+    await alive.answer()
+    assert (await news(dispatcher, "x")).error is None
+    await submit(dispatcher, "y", [job("T1")])
+    assert alive.num_asked == 1, "it was not asked again so soon"
 
-    async def check() -> None:
-        dispatcher, (a, b) = await started(2)
-        await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
-        await a.settle(ActorDiedError())
-        assert not a.is_busy
-        await b.answer()
-        assert b.job == job("T0"), "the other one takes over"
-        await b.answer()
-        await b.answer()
-        progress = await news(dispatcher, "x")
-        assert (progress.num_scored, progress.error) == (3, None)
 
-    asyncio.run(check())
+@asynchronous
+async def test_without_evaluators_trials_wait_for_some():
+    dispatcher, (a, b) = await started(2)
+    await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
+    waiting = asyncio.create_task(dispatcher.progress("x"))
+    await a.settle(ActorDiedError())
+    await b.settle(ActorDiedError())
+    observed = await dispatcher.observe()
+    assert observed == Observation(ServiceStats(num_queued=3), (), ("e0", "e1"))
+    assert not waiting.done()
+    c = await join(dispatcher, "c")
+    for task in ("T0", "T1", "T2"):
+        assert c.job.task == task
+        await c.answer()
+    await waiting
+    progress = await news(dispatcher, "x")
+    assert (progress.num_scored, progress.error, progress.done) == (3, None, True)
 
 
-def test_without_evaluators_every_trial_fails(monkeypatch):
-    monkeypatch.setattr(dispatcher_module, "RESTART_TIMEOUT_S", -1.0)
+# --- joining and retiring -------------------------------------------------------------------------------------------
 
-    async def check() -> None:
-        dispatcher, (a, b) = await started(2)
-        await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
-        await submit(dispatcher, "y", [job("T3")])
-        waiting = asyncio.create_task(dispatcher.progress("y"))
-        early = asyncio.create_task(dispatcher.progress("z"))
-        await react()
-        await a.settle(ActorDiedError())
-        assert not waiting.done()
-        await b.settle(ActorDiedError())
-        error = "every evaluator died and none could be started again"
-        assert (await waiting) == Progress([], 0, done=True, error=error)
-        assert (await news(dispatcher, "x")).error == error
-        await react()
-        assert early.result().error == error
-        await submit(dispatcher, "late", [job("T0")])
-        assert (await news(dispatcher, "late")).error == error, "nor will any later trial ever run"
 
-    asyncio.run(check())
+@asynchronous
+async def test_who_joins_takes_what_waits():
+    dispatcher, (a,) = await started(1)
+    await submit(dispatcher, "x", [job("T0"), job("T1")])
+    b = await join(dispatcher, "b")
+    assert (a.job.task, b.job.task) == ("T0", "T1")
+    c = await join(dispatcher, "c")
+    assert not c.is_busy
+    assert (await dispatcher.observe()).working == (
+        Working("e0", "x", "vit/T0 (val)"),
+        Working("b", "x", "vit/T1 (val)"),
+        Working("c"),
+    )
+    await submit(dispatcher, "y", [job("T2")])
+    assert c.job.task == "T2"
+
+
+@asynchronous
+async def test_who_retires_ends_its_shard_and_gets_no_other():
+    dispatcher, (a,) = await started(1)
+    await submit(dispatcher, "x", [job("T0"), job("T1")])
+    retired = asyncio.create_task(dispatcher.retire("e0"))
+    await react()
+    assert not retired.done()
+    assert (await stats(dispatcher)).num_evaluators == 1
+    await a.answer(3)
+    assert retired.done()
+    assert not a.is_busy
+    assert await news(dispatcher, "x") == Progress([TaskScore("T0", 3, 10, 0.5)], 1, done=False)
+    observed = await dispatcher.observe()
+    assert (observed.lost, observed.working) == ((), ())
+    b = await join(dispatcher, "b")
+    assert b.job.task == "T1"
+
+
+@asynchronous
+async def test_who_retires_while_it_waits_is_gone_at_once():
+    dispatcher, (a, b) = await started(2)
+    retired = asyncio.create_task(dispatcher.retire("e0"))
+    await react()
+    assert retired.done()
+    await submit(dispatcher, "x", [job("T0"), job("T1")])
+    assert not a.is_busy
+    assert b.job.task == "T0"
+    await b.answer()
+    assert b.job.task == "T1"
+    await dispatcher.retire("e0")  # again, and of one that nobody knows: nothing to wait for
+    await dispatcher.retire("never heard of")
+
+
+@asynchronous
+async def test_a_shard_that_comes_while_one_retires_is_not_lost():
+    """It may be woken for a shard, and leave without it."""
+    dispatcher, (a, b) = await started(2)
+    retired = asyncio.create_task(dispatcher.retire("e0"))
+    await dispatcher.submit("x", [job("T0")])
+    await react()
+    assert retired.done()
+    assert not a.is_busy
+    assert b.job.task == "T0"
+
+
+@asynchronous
+async def test_who_dies_while_it_retires_is_lost():
+    dispatcher, (a, b) = await started(2)
+    await submit(dispatcher, "x", [job("T0")])
+    retired = asyncio.create_task(dispatcher.retire("e0"))
+    await react()
+    await a.settle(ActorDiedError())
+    assert retired.done()
+    assert (await dispatcher.observe()).lost == ("e0",)
+    assert b.job.task == "T0"
+
+
+@asynchronous
+async def test_who_retires_before_it_joins_gets_nothing():
+    """Calls may arrive in another order than they were made in; whoever retired an evaluator ends it."""
+    dispatcher, _ = await started(0)
+    await dispatcher.retire("a")
+    a = await join(dispatcher, "a")
+    await submit(dispatcher, "x", [job("T0")])
+    assert not a.is_busy
+    assert (await dispatcher.observe()).working == ()
+
+
+# --- occupancy ------------------------------------------------------------------------------------------------------
+
+
+@asynchronous
+async def test_occupancy_by_hand():
+    clock = Clock()
+    dispatcher, (a, _) = await started(2, clock=clock)
+    assert await stats(dispatcher) == ServiceStats(num_evaluators=2)
+    assert (await stats(dispatcher)).occupancy is None
+    clock.now += 5  # before its first shard, an evaluator is not there
+    await submit(dispatcher, "x", [job("T0"), job("T1", 0, 6)])
+    clock.now += 2
+    working = await stats(dispatcher)
+    assert working == ServiceStats(2, num_busy=2, busy_s=4.0, present_s=4.0), "shards in work are included"
+    assert working.occupancy == 1
+    clock.now += 1
+    await a.settle(Scored(1, 10, 2.5))  # took 3 s with its way here and back
+    clock.now += 1
+    observed = await stats(dispatcher)
+    assert observed == ServiceStats(2, num_busy=1, images=10, busy_s=2.5 + 4.0, present_s=4.0 + 4.0)
+    assert observed.occupancy == 6.5 / 8
+
+
+@asynchronous
+async def test_an_evaluator_is_there_from_its_first_shard_to_its_end():
+    clock = Clock()
+    dispatcher, (a, b) = await started(2, clock=clock)
+    await submit(dispatcher, "x", [job("T0")])
+    clock.now += 4
+    await a.settle(Scored(1, 10, 3.0))
+    assert await stats(dispatcher) == ServiceStats(2, images=10, busy_s=3.0, present_s=4.0), "the other has not begun"
+    await dispatcher.retire("e0")
+    clock.now += 100
+    assert await stats(dispatcher) == ServiceStats(1, images=10, busy_s=3.0, present_s=4.0), "its past is kept"
+    await submit(dispatcher, "y", [job("T1")])
+    clock.now += 2
+    await b.settle(ActorDiedError())
+    clock.now += 100
+    assert await stats(dispatcher) == ServiceStats(0, num_queued=1, images=10, busy_s=5.0, present_s=6.0)
+
+
+@asynchronous
+async def test_waiting_for_an_update_is_not_work():
+    clock = Clock()
+    dispatcher, (a,) = await started(1, clock=clock)
+    await submit(dispatcher, "x", [job("T0", update_id="u")])
+    clock.now += 3
+    assert await stats(dispatcher) == ServiceStats(1, num_busy=1, busy_s=0.0, present_s=3.0)
+    await dispatcher.publish("u", ["shard"])
+    await react()
+    clock.now += 1
+    await a.settle(Scored(1, 10, 1.0))
+    assert await stats(dispatcher) == ServiceStats(1, images=10, busy_s=1.0, present_s=4.0)
+
+
+@asynchronous
+async def test_occupancy_of_a_trial_is_that_of_all_evaluators_while_it_ran():
+    clock = Clock()
+    dispatcher, (a, b) = await started(2, clock=clock)
+    await submit(dispatcher, "x", [job("T0")])
+    await submit(dispatcher, "other", [job("T1")])
+    clock.now += 10
+    await b.settle(Scored(1, 10, 10.0))
+    await submit(dispatcher, "y", [job("T2")])
+    assert b.job.task == "T2"
+    clock.now += 4
+    await a.settle(Scored(1, 10, 14.0))
+    x = await news(dispatcher, "x")
+    assert x.occupancy == 1, "14 s of one, 10 s and 4 s of the other"
+    clock.now += 4
+    await b.settle(Scored(1, 10, 6.0))
+    y = await news(dispatcher, "y")
+    # both were there for 8 s: one had 4 s of x left, the other 6 s of its own
+    assert y.occupancy == (4 + 6) / 16
+    clock.now += 100
+    assert await news(dispatcher, "y") == y, "what comes after its end does not count"
 
 
 # --- forgetting, failing from outside -------------------------------------------------------------------------------
@@ -402,12 +648,12 @@ async def test_forgotten_trials_wake_who_waits_and_are_not_run():
     assert (await waiting).done
     await a.answer()  # its outcome is for nobody
     assert a.job.task == "T2", "T1 is not run"
-    assert (await dispatcher.stats()).images == 0
+    assert (await stats(dispatcher)).images == 0
     assert await news(dispatcher, "x") == Progress([], 0, done=True)
     await dispatcher.submit("x", [job("T9")])
     await a.answer()
     assert not a.is_busy, "nothing is queued for a forgotten trial"
-    assert (await dispatcher.stats()).images == 10
+    assert (await stats(dispatcher)).images == 10
 
 
 @asynchronous
@@ -416,9 +662,28 @@ async def test_a_death_during_a_forgotten_trial_requeues_nothing():
     await submit(dispatcher, "x", [job("T0")])
     await dispatcher.forget(["x"])
     await a.settle(ActorDiedError())
+    a = await join(dispatcher, "again")
     assert not a.is_busy
+    assert (await stats(dispatcher)).num_queued == 0
     await submit(dispatcher, "y", [job("T1")])
     assert a.job.task == "T1"
+
+
+@asynchronous
+async def test_nobody_waits_for_the_update_of_a_forgotten_trial():
+    """It may never be published: its merge is not needed any more."""
+    dispatcher, (a, b) = await started(2)
+    await submit(dispatcher, "x", [job("T0", update_id="u"), job("T1", update_id="u")])
+    retired = asyncio.create_task(dispatcher.retire("e1"))
+    await react()
+    assert not retired.done()
+    await dispatcher.release(["u"])
+    await dispatcher.forget(["x"])
+    await react()
+    assert retired.done()
+    await submit(dispatcher, "y", [job("T2")])
+    assert a.job.task == "T2"
+    assert (a.num_asked, b.jobs) == (0, [])
 
 
 @asynchronous
@@ -478,7 +743,14 @@ async def test_the_gate_opens_at_once_when_enough_wait_already():
 
 
 @asynchronous
-async def test_stats_before_anything_ran():
-    dispatcher, _ = await started(3)
-    stats = await dispatcher.stats()
-    assert (stats.images, stats.busy_s, stats.wall_s) == (0, (0.0, 0.0, 0.0), 0.0)
+async def test_a_sweep_that_stops_early_opens_the_gate():
+    """Its coordinators must not wait for others that never come."""
+    dispatcher, _ = await started(1, gate=False)
+    waiting = asyncio.create_task(dispatcher.progress("x"))
+    await dispatcher.open_gate(2)
+    await react()
+    assert not waiting.done()
+    await dispatcher.forget(["x", "y"])
+    await react()
+    assert waiting.done()
+    assert (await news(dispatcher, "y")).done

@@ -17,9 +17,11 @@ from raymerge import agreement as agreement_module
 from raymerge import results
 from raymerge.agreement import Agreement
 from raymerge.evaluation_choice import MIN_AGREEMENT, MIN_GAIN, EvaluationChoice, Judged, choose, fastest_fit, judge
+from raymerge.execution import choose as choose_once
+from raymerge.execution import with_precision
 from raymerge.output import Output, open_output, read_manifest
 from raymerge.progress import Silent
-from raymerge.run import _choose, with_precision
+from raymerge.run import OutputStore
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings, SweepSpec, spec_hash
 
@@ -131,7 +133,8 @@ def test_whoever_continues_a_sweep_keeps_the_choice(tmp_path, suite, monkeypatch
     monkeypatch.setattr("raymerge.cluster.choose_evaluation", None)
     with opened(tmp_path) as output:
         output.begin("f")
-        assert _choose(output, SPEC, suite, {BACKBONE: ["Task0"]}, Silent()) == choice
+        store = OutputStore(output, SPEC, suite, None)
+        assert choose_once(store, SPEC, suite, {BACKBONE: ["Task0"]}, Silent()) == choice
     assert read_manifest(tmp_path) == output.manifest
 
 

@@ -156,7 +156,8 @@ class Dispatcher:
             Working(name, m.entry.trial_id, _label(m.entry.job)) if m.entry else Working(name)
             for name, m in self._members.items()
         ]
-        return Observation(self._stats(), tuple(working), tuple(lost))
+        queued = sum(entry.trial_id in self._tickets for entry in self._queue)
+        return Observation(replace(self._stats(), num_queued=queued), tuple(working), tuple(lost))
 
     def _stats(self) -> ServiceStats:
         now = self._clock()
@@ -164,7 +165,6 @@ class Dispatcher:
         return ServiceStats(
             num_evaluators=len(members),
             num_busy=sum(m.entry is not None for m in members),
-            num_queued=sum(entry.trial_id in self._tickets for entry in self._queue),
             images=self._images,
             busy_s=self._busy_s + sum(now - m.started for m in members if m.started is not None),
             present_s=self._past_s + sum(now - m.first_shard for m in members if m.first_shard is not None),
@@ -220,7 +220,10 @@ class Dispatcher:
             ticket.changed.clear()
             await ticket.changed.wait()
         fresh = ticket.complete[num_known:]
-        return Progress(fresh, len(ticket.complete), ticket.done, ticket.error, ticket.occupancy)
+        occupancy = ticket.occupancy
+        if occupancy is None and ticket.submitted:  # it may be stopped after these scores
+            occupancy = self._stats().since(ticket.since).occupancy
+        return Progress(fresh, len(ticket.complete), ticket.done, ticket.error, occupancy)
 
     async def forget(self, trial_ids: Sequence[str]) -> None:
         """Drop what is left of some trials."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from raymerge.driver import Sweep, reference_cells
 from raymerge.errors import SweepFileError
 from raymerge.evaluation_choice import EvaluationChoice
+from raymerge.folder import Location
 from raymerge.methods import METHODS
 from raymerge.output import Output, open_output
 from raymerge.published import Accuracies, expert_accuracies
@@ -62,7 +63,7 @@ class Outcome:
 
 
 def run_sweep(
-    spec: SweepSpec, output_dir: Path, listener: Listener, *, address: str | None = None, debug: bool = False
+    spec: SweepSpec, output_dir: Location, listener: Listener, *, address: str | None = None, debug: bool = False
 ) -> Outcome:
     """Run a sweep to its end, or to the first signal; continue it if `output_dir` holds a part of it.
 
@@ -102,7 +103,7 @@ def run_sweep(
                 denominators=spec.evaluation.denominators,
             )
             spec = with_precision(spec, choice.precision)
-            return _run(spec, suite, cells, output_dir, context, hashes, moments, choice.batch_sizes, slots, listener)
+            return _run(spec, suite, cells, output, context, hashes, moments, choice.batch_sizes, slots, listener)
 
 
 def with_precision(spec: SweepSpec, precision: str) -> SweepSpec:
@@ -149,7 +150,7 @@ def _run(
     spec: SweepSpec,
     suite: Suite,
     cells: Sequence[Cell],
-    output_dir: Path,
+    output: Output,
     context: RunContext,
     hashes: dict[Path, str],
     moments: Path,
@@ -160,7 +161,7 @@ def _run(
     from raymerge import cluster, tuning
     from raymerge.merge_jobs import MergeJobs
 
-    writer = ResultsWriter(output_dir, context)
+    writer = ResultsWriter(output.folder, context, check=output.check)
 
     def on_record(record: TrialRecord) -> None:
         writer.append(record)
@@ -168,11 +169,12 @@ def _run(
 
     def summary() -> list[SummaryRow]:
         rows = summarise(sweep.records.values(), cells, spec.search.objective)
-        write_summary(output_dir, rows, context)
+        output.check()
+        write_summary(output.folder, rows, context)
         return rows
 
     published = published_denominators(suite, cells) if spec.evaluation.denominators == "published" else None
-    sweep = Sweep(spec, suite, cells, finished=recover(output_dir), on_record=on_record, published=published)
+    sweep = Sweep(spec, suite, cells, finished=recover(output.folder), on_record=on_record, published=published)
     if sweep.done:
         return Outcome(summary(), interrupted=False)
     listener.stage("starting evaluators")

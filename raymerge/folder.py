@@ -19,7 +19,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 """Where a key appears once its upload is complete, and folders are only a part of keys."""
 MAX_ATTEMPTS = 5
 """Per request to S3: about 6 s where nobody listens and 20 s where nobody answers, instead of minutes."""
-RETRY_LIMIT_S = 30
+RETRY_LIMIT_S = 20
 """Per request to Google's store, whose own limit is a quarter of an hour."""
 
 
@@ -173,8 +173,10 @@ def without_secrets(location: str) -> str:
 def reason(error: BaseException) -> str:
     """What the error of a filesystem says, short enough for a part of a sentence."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    if found := re.search(r"AWS Error (\w+) during (\w+) operation: ([^;(]*)", text):
-        text = f"{found[2]}: {found[1]}, {found[3]}"
+    if found := re.search(r"AWS Error (\w+)(?: \((.*?)\))? during (\w+) operation: ([^;(]*)", text):
+        code, status, operation, said = found.groups()
+        said = "" if said.startswith("No response body") else said
+        text = f"{operation}: {', '.join(part for part in (code, status, said) if part)}"
     text = text.rstrip(" .:,") or type(error).__name__
     return text if len(text) <= 240 else f"{text[:240]}..."
 

@@ -263,5 +263,7 @@ def not_readable(folder: Folder, error: OSError) -> OutputError:
 
 
 def _not_writable(folder: Folder, error: OSError) -> OutputError:
-    check = "Check the address, the credentials and the network, or choose" if folder.scheme else "Choose"
-    return OutputError(f"{folder.name}: is not a folder one can write to ({reason(error)}). {check} another --output.")
+    if folder.scheme:
+        advice = "Check the address, the credentials and the network, or choose another --output."
+        return OutputError(f"{folder.name}: cannot be reached, or not be written to ({reason(error)}). {advice}")
+    return OutputError(f"{folder.name}: is not a folder one can write to ({reason(error)}). Choose another --output.")

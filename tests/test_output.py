@@ -20,7 +20,7 @@ import raymerge
 from raymerge import lease
 from raymerge import output as output_module
 from raymerge.errors import OutputError
-from raymerge.folder import Folder, _bounded_uri, _s3_options, without_secrets
+from raymerge.folder import Folder, _bounded_uri, _s3_options, reason, without_secrets
 from raymerge.output import Output, check_output, read_manifest, write_manifest
 from raymerge.output_lock import holder
 from raymerge.provenance import occupancy_line
@@ -551,7 +551,7 @@ def test_s3_is_given_a_limit(monkeypatch):
         read_manifest(uri)
     assert "secret" not in str(caught.value)
     with pytest.raises(
-        OutputError, match=r"^s3://bucket/run: is not a folder one can write to .*choose another --output"
+        OutputError, match=r"^s3://bucket/run: cannot be reached, or not be written to .*choose another --output"
     ):
         open_output(uri, **ARGUMENTS)
     with pytest.raises(OutputError, match=r"^s3://bucket/run: cannot be read"):
@@ -559,8 +559,8 @@ def test_s3_is_given_a_limit(monkeypatch):
 
 
 def test_the_limit_of_googles_store():
-    assert _bounded_uri("gs://bucket/run") == "gs://bucket/run?retry_limit_seconds=30"
-    assert _bounded_uri("gs://bucket/run?scheme=http") == "gs://bucket/run?scheme=http&retry_limit_seconds=30"
+    assert _bounded_uri("gs://bucket/run") == "gs://bucket/run?retry_limit_seconds=20"
+    assert _bounded_uri("gs://bucket/run?scheme=http") == "gs://bucket/run?scheme=http&retry_limit_seconds=20"
     assert _bounded_uri("gs://bucket/run?retry_limit_seconds=5") == "gs://bucket/run?retry_limit_seconds=5"
     assert _bounded_uri("s3://bucket/run") == "s3://bucket/run"
 
@@ -576,3 +576,24 @@ def test_the_limit_of_googles_store():
 )
 def test_secrets_are_not_shown(location, shown):
     assert without_secrets(location) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            OSError("x: AWS Error ACCESS_DENIED during HeadObject operation: No response body."),
+            "HeadObject: ACCESS_DENIED",
+        ),
+        (
+            OSError("x: AWS Error UNKNOWN (HTTP status 500) during Put operation: No; Details"),
+            "Put: UNKNOWN, HTTP status 500, No",
+        ),
+        (OSError("one\n two."), "one two"),
+        (OSError("x" * 1000), "x" * 240 + "..."),
+        (OSError(), "OSError"),
+    ],
+)
+def test_reasons_are_short(error, said):
+    assert reason(error) == said

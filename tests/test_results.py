@@ -561,6 +561,7 @@ def test_a_summary_that_cannot_be_saved(tmp_path, monkeypatch):
     def full(self, path, data):
         raise OSError(28, "No space left on device")
 
+    ResultsWriter(tmp_path, CONTEXT).append(RECORD)
     write_summary(tmp_path, [])
     monkeypatch.setattr(Folder, "write", full)
     with pytest.raises(RaymergeError, match=r"could not save the summary \(No space left on device\)\. Make room"):

@@ -149,13 +149,16 @@ class Folder:
 
     def move(self, source: str, target: str) -> None:
         """Move a file, replacing `target`. A source that is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if self._is_object_store:
                 self.filesystem.copy_file(self.full(source), self.full(target))
                 self.filesystem.delete_file(self.full(source))
             else:
                 self.filesystem.create_dir(self.full(target).rpartition("/")[0], recursive=True)
                 self.filesystem.move(self.full(source), self.full(target))
+        except OSError:  # of a kind of its own where a store has no such key
+            if self.exists(source):
+                raise
 
 
 Location = str | Path | Folder

@@ -94,7 +94,11 @@ class Lease:
             return
         self._stop.set()
         self._thread.join()
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
+            self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
             if self._is_own(read(self._folder)):
                 self._folder.delete(LEASE)
 
@@ -107,8 +111,12 @@ class Lease:
                 time.sleep(WATCH_S)
                 if (after := read(self._folder)) is not None and after != before:
                     raise refusal(self._folder, after)
-        self._write()
-        time.sleep(SETTLE_S)
+        try:
+            self._write()
+            time.sleep(SETTLE_S)
+        except BaseException:
+            self._remove()
+            raise
         after = read(self._folder)
         if not self._is_own(after):
             raise refusal(self._folder, after)

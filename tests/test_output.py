@@ -280,6 +280,13 @@ def test_the_last_of_two_that_want_a_lease_gets_it(store, monkeypatch):
     assert stored_lease(store)["id"] == "other"
 
 
+def test_an_interrupt_while_a_lease_is_taken_leaves_none(store, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_output(store, **ARGUMENTS)
+    assert store.files("") == []
+
+
 @pytest.mark.skipif(lease._machine() is None, reason="process ids cannot be told apart without /proc")
 def test_a_process_of_this_machine_that_has_ended_holds_nothing(store):
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -77,13 +77,16 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="raymerge-lease", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
+    def check(self, *, look: bool = False) -> None:
         """Return if the lease is still held.
+
+        Args:
+            look: at the lease itself, instead of relying on the last heartbeat.
 
         Raises:
             OutputError: it is not.
         """
-        if self._lost is None and time.time() - self._renewed > STALE_S:
+        if self._lost is None and (look or time.time() - self._renewed > STALE_S):
             self._renew()  # this process slept, or the network was away: others may have been here
         if self._lost is not None:
             raise OutputError(self._lost)

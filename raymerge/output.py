@@ -58,13 +58,16 @@ class Output:
     def location(self) -> str:
         return self.folder.name
 
-    def check(self) -> None:
+    def check(self, *, look: bool = False) -> None:
         """Return if this process still is the one that writes there.
+
+        Args:
+            look: ask the filesystem now; without it, what was known at the last heartbeat, which costs nothing.
 
         Raises:
             OutputError: another driver has taken the folder.
         """
-        self._lock.check()
+        self._lock.check(look=look)
 
     def begin(self, suite_fingerprint: str) -> None:
         """Write the manifest: from here on the folder belongs to this sweep over these weights and images.
@@ -113,7 +116,7 @@ class Output:
         self._write()
 
     def _write(self) -> None:
-        self.check()
+        self.check(look=True)
         try:
             write_manifest(self.folder, self.manifest)
         except OSError as error:

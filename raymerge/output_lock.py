@@ -23,8 +23,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 @runtime_checkable
 class OutputLock(Protocol):
-    def check(self) -> None:
-        """Raises OutputError once the lock is lost."""
+    def check(self, *, look: bool = False) -> None:
+        """Raises OutputError once the lock is lost; at the latest a heartbeat later, or now if told to look."""
         ...
 
     def release(self) -> None:
@@ -103,7 +103,7 @@ class FileLock:
                     return False
             time.sleep(0.05)
 
-    def check(self) -> None:
+    def check(self, *, look: bool = False) -> None:
         """Held for as long as the process lives."""
 
     def release(self) -> None:

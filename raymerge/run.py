@@ -169,7 +169,7 @@ def _run(
 
     def summary() -> list[SummaryRow]:
         rows = summarise(sweep.records.values(), cells, spec.search.objective)
-        output.check()
+        output.check(look=True)
         write_summary(output.folder, rows, context)
         return rows
 

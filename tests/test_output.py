@@ -340,6 +340,16 @@ def test_a_driver_that_slept_looks_before_it_writes(store, monkeypatch):
             output.check()
 
 
+def test_a_manifest_is_not_written_on_faith(store):
+    with open_output(store, **ARGUMENTS) as output:  # the next heartbeat is far away
+        written = store.read("manifest.json")
+        store_lease(store, age_s=0)
+        output.check()
+        with pytest.raises(OutputError, match="process 7 on elsewhere"):
+            output.start_run()
+        assert store.read("manifest.json") == written
+
+
 def test_a_store_that_is_away_for_long(store, monkeypatch):
     with open_output(store, **ARGUMENTS) as output:
         monkeypatch.setattr(Folder, "read", lambda self, path: (_ for _ in ()).throw(OSError("no answer")))

@@ -26,7 +26,7 @@ from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.cli_suites import suite_app
-from raymerge.errors import RaymergeError, UsageError
+from raymerge.errors import RaymergeError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a line of the file, such as search.trials=8; repeatable."),
 ]
 Output = Annotated[
-    str | None, typer.Option("--output", metavar="DIR", help="Folder of results.  [default: results/<name>]")
+    str | None,
+    typer.Option("--output", metavar="DIR", help="Folder of results, or URI (s3://..).  [default: results/<name>]"),
 ]
 
 
@@ -118,7 +119,7 @@ def plan(
 
 @app.command()
 def report(
-    output: Annotated[str, typer.Argument(metavar="DIR", help="Folder of results.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="DIR", help="Folder of results, or its URI.", show_default=False)],
     format: Annotated[Format, typer.Option("--format", help="How to print the table.")] = Format.terminal,
     published: Annotated[bool, typer.Option("--published", help="Add the published accuracies.")] = False,
     debug: Debug = False,
@@ -174,10 +175,9 @@ def _sweep(
     quiet: bool,
     debug: bool,
 ) -> None:
+    from raymerge.folder import is_uri, without_secrets
     from raymerge.progress import StderrConsole, watching
 
-    if output and "://" in output:
-        raise UsageError(f"--output '{output}' is not a folder of this machine; a sweep writes to a local folder.")
     spec, _, folder, _ = _checked(path, overrides, output)
     # whatever a library prints belongs to the logs: stdout is for results
     with contextlib.redirect_stdout(sys.stderr), watching(StderrConsole(), quiet=quiet) as view:
@@ -189,15 +189,17 @@ def _sweep(
             tell(f"error: {error}")
             os._exit(error.exit_code)
 
-        outcome = run_sweep(spec, Path(folder), view, address=address, debug=debug, abandon=abandon)
+        location = folder if is_uri(folder) else Path(folder)
+        outcome = run_sweep(spec, location, view, address=address, debug=debug, abandon=abandon)
+    shown = without_secrets(folder)
     if as_json:
-        write_json({"output": folder, "interrupted": outcome.interrupted, "rows": [_row(r) for r in outcome.rows]})
+        write_json({"output": shown, "interrupted": outcome.interrupted, "rows": [_row(r) for r in outcome.rows]})
     elif not outcome.interrupted:
         from raymerge import renderers
         from raymerge.report import Table1
 
         render(renderers.terminal(Table1.from_output(folder)))
-        write(f"\nresults: {folder}\n")
+        write(f"\nresults: {shown}\n")
     if outcome.interrupted:
         raise KeyboardInterrupt
     if outcome.num_failed:
@@ -206,12 +208,13 @@ def _sweep(
             if row.status == "failed":
                 tell(f"  {row.cell}: {row.error}")
     if not quiet:
-        tell(f"read them again with: raymerge report {shlex.quote(folder)}")
+        tell(f"read them again with: raymerge report {shlex.quote(shown)}")
     if outcome.num_failed:
         raise typer.Exit(EXIT_CELLS_FAILED)
 
 
 def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, as_json: bool) -> None:
+    from raymerge.folder import without_secrets
     from raymerge.plan import make_plan
 
     spec, suite, folder, has_results = _checked(path, overrides, output)
@@ -223,11 +226,11 @@ def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, 
     plan = make_plan(spec, suite, finished)
     if as_json:
         about = {"name": suite.name, "profile": suite.profile, "seed": suite.seed, "is_prepared": suite.is_prepared}
-        write_json({**plan.as_dict(), "suite": about, "output": folder})
+        write_json({**plan.as_dict(), "suite": about, "output": without_secrets(folder)})
     else:
         from raymerge.plan_view import plan_view
 
-        render(plan_view(plan, suite, folder))
+        render(plan_view(plan, suite, without_secrets(folder)))
 
 
 def _checked(path: str, overrides: Sequence[str] | None, output: str | None) -> tuple["SweepSpec", "Suite", str, bool]:

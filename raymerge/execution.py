@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from raymerge import cluster, preparation, tuning
 from raymerge.dispatcher import Observation
@@ -87,11 +87,12 @@ class Store(Protocol):
         ...
 
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None: ...
-    def run_ends(self, outcome: str, stats: ServiceStats) -> None:
+    def run_ends(self, outcome: RunOutcome, stats: ServiceStats) -> None:
         """What evaluators did; `stats.num_evaluators` is the most there were at once."""
         ...
 
 
+RunOutcome = Literal["finished", "interrupted", "failed"]
 Accuracies = Mapping[tuple[str, str, Split], float]
 """By backbone, task and split."""
 Guard = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
@@ -218,7 +219,7 @@ def _run(
     def max_merges() -> int:
         return max(1, int(max(place.slots.reserved(pool.num_cpus), pool.num_cpus_free)))
 
-    outcome = "failed"
+    outcome: RunOutcome = "failed"
     with guard() as stopping, contextlib.ExitStack() as stack:
         stack.callback(pool.close)
         store.run_begins(cluster.describe_nodes(nodes.reports))

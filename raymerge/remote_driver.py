@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from raymerge import cluster, execution
 from raymerge.dispatcher import Observation
 from raymerge.errors import ClusterError, RaymergeError, SuiteError, SweepFileError
-from raymerge.execution import Accuracies, Guard, Listener, Place, Store
+from raymerge.execution import Accuracies, Guard, Listener, Place, RunOutcome, Store
 from raymerge.records import Cell, ServiceStats, TrialRecord
 from raymerge.suite_file import find_suite
 from raymerge.suites import Suite
@@ -210,7 +210,7 @@ class _Proxy:
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         self._driver.ask("run_begins", nodes)
 
-    def run_ends(self, outcome: str, stats: ServiceStats) -> None:
+    def run_ends(self, outcome: RunOutcome, stats: ServiceStats) -> None:
         self._driver.ask("run_ends", outcome, stats)
 
     def stage(self, what: str) -> None:

@@ -46,7 +46,7 @@ def terminal(table: Table1, *, published: bool = False) -> RenderableType:
                 text.append("\n" + _choice(entry, names), style="dim")
             row.append(text)
         grid.add_row(*row)
-    lines = [*_footnotes(table), *(f"Warning: {warning}" for warning in table.warnings)]
+    lines = [*_footnotes(table), *table.remarks, *(f"Warning: {warning}" for warning in table.warnings)]
     return Group(Text(_caption(published)), grid, *(Text(line) for line in lines))
 
 
@@ -74,7 +74,7 @@ def markdown(table: Table1, *, published: bool = False) -> str:
     ]
     if rows := _choices(table):
         parts += ["Chosen on validation:", _pipe_table(["Method", *header], rows)]
-    if notes := [*_footnotes(table)]:
+    if notes := [*_footnotes(table), *table.remarks]:
         parts.append("\n".join(f"- {_escape_markdown(note)}" for note in notes))
     parts += [f"> **Warning:** {_escape_markdown(warning)}" for warning in table.warnings]
     return "\n\n".join(parts) + "\n"

@@ -5,7 +5,7 @@ How it looks is for `renderers`. Everything here is a fraction 0..1; percent beg
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,8 @@ class Table1:
     entries: Mapping[tuple[str, str, int], Entry]
     """By method, backbone, number of tasks; a combination may be absent."""
     warnings: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What else is known of the sweep, one line each."""
 
     def entry(self, method: str, column: Column) -> Entry:
         found = self.entries.get((method, *column))
@@ -133,6 +135,7 @@ class Table1:
             UsageError: there are no results.
         """
         from raymerge import output, results
+        from raymerge.provenance import RUNS, occupancy_line
 
         manifest = output.read_manifest(output_dir)
         spec = manifest["spec"] if manifest else {}
@@ -142,7 +145,9 @@ class Table1:
             frame = results.unfinished_summary(output_dir)
             if frame.empty:
                 raise
-        return cls.from_summary(frame, methods=_order(spec, frame), alpha_ranges=alpha_ranges(spec))
+        table = cls.from_summary(frame, methods=_order(spec, frame), alpha_ranges=alpha_ranges(spec))
+        line = occupancy_line(manifest.get(RUNS, [])) if manifest else None
+        return replace(table, remarks=(line,)) if line else table
 
 
 def _is_reference(method: str) -> bool:

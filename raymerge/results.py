@@ -8,11 +8,12 @@ A part is named after its trial, so writing a trial twice leaves one copy. The t
 trial: evaluations without it, or from another attempt, do not count.
 """
 
+import contextlib
 import io
 import logging
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raymerge.errors import RaymergeError, UsageError
-from raymerge.folder import Folder, Location
-from raymerge.output import read_manifest
+from raymerge.folder import Folder, Location, reason
+from raymerge.output import not_readable, read_manifest
 from raymerge.records import TrialRecord
 from raymerge.result_schema import EVALUATION_FIELDS, PARTITIONS, TRIAL_FIELDS, RunContext, Schemas, read_record
 from raymerge.summary import SummaryRow, summarise
@@ -44,9 +45,15 @@ logger = logging.getLogger(__name__)
 class ResultsWriter:
     """Appends trials to an output folder. Any thread may append; only one process may hold the folder."""
 
-    def __init__(self, output_dir: Location, context: RunContext):
+    def __init__(self, output_dir: Location, context: RunContext, *, check: Callable[[], None] = lambda: None):
+        """Write to a folder.
+
+        Args:
+            check: called before a trial is written; raises when the folder is another process's now.
+        """
         self._folder = Folder.at(output_dir)
         self._context = context
+        self._check = check
         self._schemas = Schemas.declared()
         self._lock = threading.Lock()
 
@@ -55,12 +62,14 @@ class ResultsWriter:
 
         Raises:
             RaymergeError: the file system refused; the trial does not count then.
+            OutputError: the folder is another process's now; nothing was written.
         """
         cell = record.cell
         part = _part(backbone=cell.backbone, num_tasks=cell.num_tasks, method=cell.method, trial_id=record.trial_id)
         evaluations = self._schemas.evaluations_table(record, self._context)
         trials = self._schemas.trials_table(record, self._context)
         with self._lock:
+            self._check()
             try:
                 if evaluations.num_rows:
                     self._folder.write(f"evaluations/{part}", _parquet(evaluations))
@@ -68,16 +77,21 @@ class ResultsWriter:
                     self._folder.delete(f"evaluations/{part}")
                 self._folder.write(f"trials/{part}", _parquet(trials))
             except OSError as error:
-                raise RaymergeError(
-                    f"{self._folder.root}: could not save trial {record.trial_id} of {record.cell} ({error}). "
-                    "Make room there and start the same sweep again; what was saved is kept."
-                ) from error
+                raise _not_saved(self._folder, f"trial {record.trial_id} of {record.cell}", error) from error
 
 
 def write_summary(output_dir: Location, rows: Sequence[SummaryRow], context: RunContext | None = None) -> None:
-    """Replace the summary in one step."""
+    """Replace the summary in one step.
+
+    Raises:
+        RaymergeError: the file system refused.
+    """
     table = Schemas.declared().summary_table(rows, context)
-    Folder.at(output_dir).write(SUMMARY, _parquet(table))
+    folder = Folder.at(output_dir)
+    try:
+        folder.write(SUMMARY, _parquet(table))
+    except OSError as error:
+        raise _not_saved(folder, "the summary", error) from error
 
 
 def read_records(output_dir: Location) -> dict[str, TrialRecord]:
@@ -96,6 +110,11 @@ def recover(output_dir: Location) -> dict[str, TrialRecord]:
     `quarantine/` when one cannot be read or they do not belong together.
     """
     folder = Folder.at(output_dir)
+    with _reading(folder):
+        return _recover(folder)
+
+
+def _recover(folder: Folder) -> dict[str, TrialRecord]:
     for table in TABLES:
         for path in folder.files(table):
             if _is_temporary(path):
@@ -105,7 +124,7 @@ def recover(output_dir: Location) -> dict[str, TrialRecord]:
         for table in ("evaluations", "trials"):
             if folder.exists(f"{table}/{part}"):
                 folder.move(f"{table}/{part}", f"{QUARANTINE}/{table}/{part}")
-                logger.warning("%s: moved to %s", folder.full(f"{table}/{part}"), folder.full(QUARANTINE))
+                logger.warning("%s: moved to %s", folder.named(f"{table}/{part}"), folder.named(QUARANTINE))
     for part in snapshot.uncommitted:
         folder.delete(f"evaluations/{part}")
     return snapshot.records()
@@ -120,20 +139,23 @@ def load(output_dir: Location, table: str = "evaluations") -> "pandas.DataFrame"
     if table not in TABLES:
         raise UsageError(f"no table is called '{table}'. Known: {', '.join(TABLES)}.")
     folder = Folder.at(output_dir)
-    if not folder.exists():
-        raise UsageError(f"{folder.root}: no such folder. Give the --output of a sweep.")
-    if read_manifest(folder) is None and not folder.exists("trials"):
-        raise UsageError(f"{folder.root}: no results here. Give the --output of a sweep.")
+    manifest = read_manifest(folder)
+    with _reading(folder):
+        exists, has_trials = folder.exists(), folder.exists("trials")
+        data = folder.read(SUMMARY) if table == "summary" else None
+    if not exists:
+        raise UsageError(f"{folder.name}: no such folder. Give the --output of a sweep.")
+    if manifest is None and not has_trials:
+        raise UsageError(f"{folder.name}: no results here. Give the --output of a sweep.")
     if table != "summary":
         columns: dict[str, Sequence[str]] = {name: () for name in ("trials", "evaluations") if name != table}
         return _Snapshot(folder, Schemas.declared(), **columns).tables[table].to_pandas()
-    data = folder.read(SUMMARY)
     if data is None:
-        raise UsageError(f"{folder.root}: no summary yet, its sweep has not finished. Start the same sweep again.")
+        raise UsageError(f"{folder.name}: no summary yet, its sweep has not finished. Start the same sweep again.")
     try:
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pandas()
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"{folder.full(SUMMARY)}: is damaged ({error}). Start the same sweep again.") from None
+        raise UsageError(f"{folder.named(SUMMARY)}: is damaged ({error}). Start the same sweep again.") from None
 
 
 def unfinished_summary(output_dir: Location) -> "pandas.DataFrame":
@@ -163,9 +185,10 @@ class _Snapshot:
         """Read the named columns of each table (None: all) besides those that tell whether a trial counts."""
         read_manifest(folder)
         self._folder = folder
-        # trials first: by then every committed trial has its evaluations, even while a sweep is writing
-        trials_table, unreadable_trials = self._read("trials", schemas.trials, trials)
-        evaluations_table, unreadable_evaluations = self._read("evaluations", schemas.evaluations, evaluations)
+        with _reading(folder):
+            # trials first: by then every committed trial has its evaluations, even while a sweep is writing
+            trials_table, unreadable_trials = self._read("trials", schemas.trials, trials)
+            evaluations_table, unreadable_evaluations = self._read("evaluations", schemas.evaluations, evaluations)
 
         stamps: dict[str, list[tuple[str, int]]] = {}
         for row in _rows(evaluations_table.select(_STAMP)):
@@ -178,7 +201,7 @@ class _Snapshot:
             elif (part := _part(**_key(row))) not in unreadable_evaluations:
                 torn.add(part)
         for part in torn:
-            logger.warning("%s: does not fit its evaluations; its trial is left out", folder.full(f"trials/{part}"))
+            logger.warning("%s: does not fit its evaluations; its trial is left out", folder.named(f"trials/{part}"))
 
         counts = ds.field("trial_id").isin(pa.array(committed, pa.string()))
         self.tables = {"trials": trials_table.filter(counts), "evaluations": evaluations_table.filter(counts)}
@@ -207,11 +230,11 @@ class _Snapshot:
         try:
             return self._scan(name, paths, schema), set()
         except (pa.ArrowException, OSError):
-            damaged = {path: reason for path in paths if (reason := self._damage(name, path, schema))}
+            damaged = {path: why for path in paths if (why := self._damage(name, path, schema))}
             if not damaged:
                 raise
-        for path, reason in damaged.items():
-            logger.warning("%s: cannot be read (%s); its trial is left out", self._folder.full(path), reason)
+        for path, why in damaged.items():
+            logger.warning("%s: cannot be read (%s); its trial is left out", self._folder.named(path), why)
         whole = self._scan(name, [path for path in paths if path not in damaged], schema)
         return whole, {path.removeprefix(f"{name}/") for path in damaged}
 
@@ -248,6 +271,23 @@ _KEY = ("backbone", "num_tasks", "method", "trial_id")
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+
+
+@contextlib.contextmanager
+def _reading(folder: Folder) -> Iterator[None]:
+    """What a filesystem refuses in this block is told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise not_readable(folder, error) from error
+
+
+def _not_saved(folder: Folder, what: str, error: OSError) -> RaymergeError:
+    remedy = "Check the network and the credentials" if folder.scheme else "Make room there"
+    return RaymergeError(
+        f"{folder.name}: could not save {what} ({reason(error)}). {remedy} and start the same sweep again; what was "
+        "saved is kept."
+    )
 
 
 def _parquet(table: pa.Table) -> bytes:

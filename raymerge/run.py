@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raymerge.errors import ClusterError, SweepFileError
 from raymerge.folder import Location
 from raymerge.output import Output, open_output
+from raymerge.provenance import RunOutcome
 from raymerge.published import Accuracies, expert_accuracies
 from raymerge.records import SPLITS, Cell, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
@@ -111,7 +112,7 @@ class OutputStore:
 
     def open(self, precision: str) -> Mapping[str, TrialRecord]:
         self._context = replace(self._context, precision=precision)
-        self._writer = ResultsWriter(self._output.folder, self._context)
+        self._writer = ResultsWriter(self._output.folder, self._context, check=self._output.check)
         self.records = recover(self._output.folder)
         return dict(self.records)
 
@@ -123,12 +124,13 @@ class OutputStore:
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         self._output.start_run(address=self._address, nodes=nodes)
 
-    def run_ends(self, outcome: str, stats: ServiceStats) -> None:
+    def run_ends(self, outcome: RunOutcome, stats: ServiceStats) -> None:
         self._output.end_run(outcome, stats)
 
     def summarise(self, cells: Sequence[Cell]) -> list[SummaryRow]:
         """Write the summary of all records."""
         rows = summarise(self.records.values(), cells, self._objective)
+        self._output.check(look=True)
         write_summary(self._output.folder, rows, self._context)
         return rows
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.cluster_utils import Cluster
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -46,6 +47,8 @@ class Nodes:
 def cluster_of(monkeypatch: pytest.MonkeyPatch, head_cpus: int, **arguments) -> Nodes:
     for name, value in TOKEN.items():
         monkeypatch.setenv(name, value)
+    Config.initialize("")  # Ray reads the environment when it is imported, which has happened
+    AuthenticationTokenLoader.instance().reset_cache()
     return Nodes(head_cpus, **arguments)
 
 

@@ -244,12 +244,33 @@ def test_a_folder_of_another_sweep_is_refused(fake):
     assert len(fake.calls) == 1
 
 
-def test_a_folder_elsewhere_is_refused_rather_than_made_here(fake):
-    done = call("sweep", "tiny.yaml", "--output", "s3://bucket/x")
-    assert done.exit_code == 2
-    assert "'s3://bucket/x'" in done.stderr
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("foo://bucket/x", "foo://bucket/x: cannot be used (Unrecognized filesystem type"),
+        ("s3://", "s3://: cannot be used (Path cannot"),
+        ("s3://me:secret@bucket/x?nonsense=1", "s3://me:***@bucket/x?nonsense=1: cannot be used (Unexpected query"),
+    ],
+)
+def test_a_uri_that_means_nothing(fake, uri, message):
+    for command in (["sweep", "tiny.yaml", "--output"], ["plan", "tiny.yaml", "--output"], ["report"]):
+        done = call(*command, uri)
+        assert (done.exit_code, done.stdout) == (4, ""), done.stderr
+        assert message.partition("cannot")[0] in done.stderr
+        assert "secret" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
     assert fake.calls == []
-    assert not Path("s3:").exists()
+
+
+def test_a_sweep_to_a_uri(fake, tmp_path):
+    uri = f"file://{tmp_path}/results"
+    done = call("sweep", "tiny.yaml", "--output", uri)
+    assert done.exit_code == 0, done.stderr
+    assert fake.calls[0]["output_dir"] == uri
+    assert f"results: {uri}\n" in done.stdout
+    assert call("report", uri).stdout in done.stdout
+    assert f"Already done in {uri}" in call("plan", "tiny.yaml", "--output", uri).stdout
+    assert not Path("file:").exists()
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from rich.console import Console
 from raymerge import renderers
 from raymerge.errors import UsageError
 from raymerge.output import open_output
-from raymerge.records import Cell, Point, TaskReference, TaskScore, TrialRecord
+from raymerge.records import Cell, Point, ServiceStats, TaskReference, TaskScore, TrialRecord
 from raymerge.renderers import RENDERERS, latex, markdown, terminal, to_csv, to_json
 from raymerge.report import Entry, Table1, alpha_ranges, percent
 from raymerge.results import ResultsWriter, RunContext, write_summary
@@ -420,6 +420,24 @@ def test_a_finished_sweep_is_read_from_its_summary(sweep):
     found = Table1.from_output(sweep)
     assert found.methods == ("tsv-m",)
     assert found.entry("tsv-m", ("ViT-X", 2)).accuracy == 0.25
+
+
+def test_how_busy_the_evaluators_were(sweep):
+    line = "evaluators were busy 75.0 % of the time (1 run, 2 evaluators)"
+    assert Table1.from_output(sweep).remarks == ()
+    with open_output(sweep, sweep="grid", spec=SPEC, spec_hash="c0ffee") as output:
+        output.start_run()  # as if it had been killed
+    assert Table1.from_output(sweep).remarks == ()
+    with open_output(sweep, sweep="grid", spec=SPEC, spec_hash="c0ffee") as output:
+        output.start_run()
+        output.end_run("finished", ServiceStats(num_evaluators=2, images=10, busy_s=7.5, present_s=10.0))
+    table = Table1.from_output(sweep)
+    assert table.remarks == (line,)
+    assert f"\n- {line}\n" in markdown(table)
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(terminal(table))
+    assert f"\n{line}\n" in "\n".join(text.rstrip() for text in printed.getvalue().split("\n"))
+    assert line in "".join(ElementTree.fromstring(renderers.svg(table)).itertext()).replace("\xa0", " ")
 
 
 def test_no_results_no_table(tmp_path):

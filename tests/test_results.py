@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge import methods, result_schema, results
-from raymerge.errors import RaymergeError, UsageError
+from raymerge.errors import OutputError, RaymergeError, UsageError
 from raymerge.folder import Folder
 from raymerge.methods._method import FixedAlpha, Method, Parameter
 from raymerge.records import Cell, Point, TaskReference, TaskScore, TrialRecord
@@ -526,8 +526,11 @@ def test_an_empty_or_absent_folder_has_no_records(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_object_store_works_without_locks_or_renames(monkeypatch):
-    store = Folder(pyarrow.fs._MockFileSystem(), "bucket/run")  # type: ignore[attr-defined]
+@pytest.mark.parametrize("kind", ["mock", "subtree"])
+def test_a_folder_that_is_not_local(tmp_path, kind):
+    mock = pyarrow.fs._MockFileSystem()  # type: ignore[attr-defined]
+    subtree = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    store = Folder(mock if kind == "mock" else subtree, "bucket/run")
     writer = ResultsWriter(store, CONTEXT)
     writer.append(RECORD)
     writer.append(replace(RECORD, trial_id="00bb"))
@@ -537,6 +540,45 @@ def test_an_object_store_works_without_locks_or_renames(monkeypatch):
     store.write("trials/backbone=ViT-X/num_tasks=2/method=iso-cts/part-00bb.parquet", b"junk")
     assert recover(store).keys() == {"00aa"}
     assert [path.split("/")[0] for path in store.files("quarantine")] == ["quarantine", "quarantine"]
+
+
+def test_nothing_is_written_to_a_folder_that_was_lost(tmp_path):
+    def check() -> None:
+        if lost:
+            raise OutputError("another sweep writes there.")
+
+    lost = False
+    writer = ResultsWriter(tmp_path, CONTEXT, check=check)
+    writer.append(RECORD)
+    lost = True
+    before = files(tmp_path)
+    with pytest.raises(OutputError, match="another sweep writes there"):
+        writer.append(replace(RECORD, trial_id="00bb"))
+    assert files(tmp_path) == before
+
+
+def test_a_summary_that_cannot_be_saved(tmp_path, monkeypatch):
+    def full(self, path, data):
+        raise OSError(28, "No space left on device")
+
+    ResultsWriter(tmp_path, CONTEXT).append(RECORD)
+    write_summary(tmp_path, [])
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(RaymergeError, match=r"could not save the summary \(No space left on device\)\. Make room"):
+        write_summary(tmp_path, summarise([], [CELL], "accuracy"))
+    assert load(tmp_path, "summary").empty
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    ResultsWriter(tmp_path, CONTEXT).append(RECORD)
+
+    def files(self, path):
+        raise OSError("no answer")
+
+    monkeypatch.setattr(Folder, "files", files)
+    for read in (read_records, load, unfinished_summary, recover):
+        with pytest.raises(OutputError, match=r"cannot be read \(no answer\)\. Check the path and its permissions\."):
+            read(tmp_path)
 
 
 def test_a_file_uri_is_a_local_path(tmp_path):

@@ -65,6 +65,9 @@ class Listener(Protocol):
         ...
 
 
+RunOutcome = Literal["finished", "interrupted", "failed"]
+
+
 @runtime_checkable
 class Store(Protocol):
     """Where the results of a sweep go. Whoever owns it alone writes them."""
@@ -92,7 +95,6 @@ class Store(Protocol):
         ...
 
 
-RunOutcome = Literal["finished", "interrupted", "failed"]
 Accuracies = Mapping[tuple[str, str, Split], float]
 """By backbone, task and split."""
 Guard = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raymerge.cli_bench_chaos import bench_chaos
 from raymerge.cli_bench_evaluate import INTERRUPTED, bench_agreement, bench_evaluate
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.cli_suite import known_names
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(help="Measure what raymerge costs on this machine.", no_args_is_help=True)
 bench.command("evaluate")(bench_evaluate)
 bench.command("agreement")(bench_agreement)
+bench.command("chaos")(bench_chaos)
 
 
 class Spectrum(enum.StrEnum):

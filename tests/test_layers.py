@@ -107,6 +107,7 @@ LAYERS = {
     "raymerge.__main__": 6,
     "raymerge.cli": 6,
     "raymerge.cli_bench": 6,
+    "raymerge.cli_bench_chaos": 6,
     "raymerge.cli_bench_evaluate": 6,
     "raymerge.cli_data": 6,
     "raymerge.cli_doctor": 6,

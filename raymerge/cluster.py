@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.dispatcher import Dispatcher, Observation
 from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError
-from raymerge.evaluation_choice import EvaluationChoice
+from raymerge.evaluation_choice import EvaluationChoice, common_choice
 from raymerge.evaluator_pool import ActorLost, Node, describe, describe_needs
 from raymerge.evaluator_pool import slots as room_for
 from raymerge.node_files import NodeFiles
@@ -300,17 +300,19 @@ def is_decided(settings: EvaluationSettings) -> bool:
 def choose_evaluation(
     suite: Suite, settings: EvaluationSettings, resources: ResourceSettings, tasks: Mapping[str, Sequence[str]]
 ) -> EvaluationChoice:
-    """What `auto` stands for, measured in the place of one evaluator.
+    """What `auto` stands for, measured in the place of one evaluator, on every kind of GPU there is.
 
     Args:
         tasks: the tasks in use, by backbone.
     """
+    kinds = {name for node in alive_nodes() for name in node.resources if name.startswith("accelerator_type:")}
+    places = [{kind: 0.001} for kind in sorted(kinds)] if resources.gpus_per_evaluator else []
     # a process that has used a GPU keeps some of its memory
     choose: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_calls=1)(
         _choose
     )
-    (choice,) = get([choose.remote(suite, settings, _threads(resources), tasks)])
-    return choice
+    asked = (suite, settings, _threads(resources), tasks)
+    return common_choice(get([choose.options(resources=place).remote(*asked) for place in places or [{}]]))
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,21 @@ class EvaluationChoice:
         return f"precision {text}" + (f", batches of {sizes}" if sizes else "")
 
 
+def common_choice(choices: Sequence[EvaluationChoice]) -> EvaluationChoice:
+    """One choice for several kinds of device, at least one: all evaluators of a sweep compute alike.
+
+    A precision counts where every kind chose it, and a batch has to fit everywhere.
+    """
+    first, *others = choices
+    if any(other.precision != first.precision for other in others):
+        judged = min((choice.judged for choice in choices if choice.precision == "fp32"), key=len, default=())
+        first = EvaluationChoice("fp32", first.batch_sizes, judged)
+    sizes = {
+        name: min(choice.batch_sizes.get(name, size) for choice in choices) for name, size in first.batch_sizes.items()
+    }
+    return EvaluationChoice(first.precision, sizes, first.judged)
+
+
 def choose(
     suite: Suite,
     settings: EvaluationSettings,

@@ -16,7 +16,16 @@ from tiny_suite import BACKBONE
 from raymerge import agreement as agreement_module
 from raymerge import results
 from raymerge.agreement import Agreement
-from raymerge.evaluation_choice import MIN_AGREEMENT, MIN_GAIN, EvaluationChoice, Judged, choose, fastest_fit, judge
+from raymerge.evaluation_choice import (
+    MIN_AGREEMENT,
+    MIN_GAIN,
+    EvaluationChoice,
+    Judged,
+    choose,
+    common_choice,
+    fastest_fit,
+    judge,
+)
 from raymerge.execution import choose as choose_once
 from raymerge.execution import with_precision
 from raymerge.output import Output, open_output, read_manifest
@@ -136,6 +145,16 @@ def test_whoever_continues_a_sweep_keeps_the_choice(tmp_path, suite, monkeypatch
         store = OutputStore(output, SPEC, suite, None)
         assert choose_once(store, SPEC, suite, {BACKBONE: ["Task0"]}, Silent()) == choice
     assert read_manifest(tmp_path) == output.manifest
+
+
+def test_devices_of_several_kinds_compute_alike():
+    small = EvaluationChoice("bf16", {"a": 64, "b": 128}, (Judged("bf16", 1.0, 2.0),))
+    large = EvaluationChoice("bf16", {"a": 256, "b": 32}, (Judged("bf16", 0.999, 3.0),))
+    slow = EvaluationChoice("fp32", {"a": 512, "b": 512}, (Judged("bf16", 0.9, 3.0),))
+    assert common_choice([small]) == small
+    assert common_choice([small, large]) == EvaluationChoice("bf16", {"a": 64, "b": 32}, small.judged)
+    assert common_choice([small, slow]) == EvaluationChoice("fp32", {"a": 64, "b": 128}, slow.judged)
+    assert common_choice([slow, large]) == EvaluationChoice("fp32", {"a": 256, "b": 32}, slow.judged)
 
 
 @pytest.mark.ray

@@ -230,11 +230,12 @@ def survey_nodes(
     return found
 
 
-def describe_nodes(reports: Mapping[str, NodeFiles]) -> list[dict[str, Any]]:
+def describe_nodes(reports: Mapping[str, NodeFiles], devices: Sequence[str]) -> list[dict[str, Any]]:
     """The nodes that are alive, for the manifest.
 
     Args:
-        reports: what is known of them, by node id.
+        reports: what is known of them, by node id; of this machine alone, nothing.
+        devices: of the evaluators.
     """
     described = []
     for node in ray.nodes():
@@ -247,7 +248,7 @@ def describe_nodes(reports: Mapping[str, NodeFiles]) -> list[dict[str, Any]]:
                     "ip": node["NodeManagerAddress"],
                     "cpus": resources.get("CPU", 0.0),
                     "gpus": resources.get("GPU", 0.0),
-                    "devices": list(report.devices) if report else [],
+                    "devices": list(report.devices or ("cpu",) if report else devices),
                     "versions": dict(report.versions) if report else {},
                 }
             )

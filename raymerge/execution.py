@@ -224,9 +224,9 @@ def _run(
     outcome: RunOutcome = "failed"
     with guard() as stopping, contextlib.ExitStack() as stack:
         stack.callback(pool.close)
-        store.run_begins(cluster.describe_nodes(nodes.reports))
+        pool.begin(go_on=lambda: not stopping())
+        store.run_begins(cluster.describe_nodes(nodes.reports, pool.joined.devices))
         try:
-            pool.begin(go_on=lambda: not stopping())
             sweep.device = ", ".join(pool.joined.devices)
             listener.sweeping(sweep, sweep.device, pool.joined.num_wanted)
             merges = MergeJobs(

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from raymerge.ray_metrics import ServiceMetrics
 from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore
 
 MAX_ATTEMPTS = 3
@@ -104,7 +105,8 @@ class _Member:
 
 
 class Dispatcher:
-    def __init__(self) -> None:
+    def __init__(self, sweep: str = "") -> None:
+        self._metrics = ServiceMetrics(sweep)
         self._members: dict[str, _Member] = {}
         self._lost: list[str] = []
         self._queue: list[_Entry] = []
@@ -143,7 +145,9 @@ class Dispatcher:
             Working(name, m.entry.trial_id, _label(m.entry.job)) if m.entry else Working(name)
             for name, m in self._members.items()
         ]
-        return Observation(self._stats(), tuple(working), tuple(lost))
+        stats = self._stats()
+        self._metrics.observe(stats)
+        return Observation(stats, tuple(working), tuple(lost))
 
     def _stats(self) -> ServiceStats:
         now = time.monotonic()

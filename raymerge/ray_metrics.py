@@ -43,7 +43,8 @@ class ServiceMetrics:
         self._metrics["queued"].set(stats.num_queued)
         self._metrics["evaluators"].set(stats.num_evaluators)
         self._metrics["busy"].set(stats.num_busy)
-        self._metrics["occupancy"].set(new.occupancy or 0.0)
+        if (occupancy := new.occupancy) is not None:
+            self._metrics["occupancy"].set(occupancy)
 
 
 class TrialMetrics:

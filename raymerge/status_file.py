@@ -6,7 +6,7 @@ import platform
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -106,6 +106,7 @@ class StatusWriter:
                 self._tally = Tally(known)
             elif self._tally is not None:
                 self._tally.working = ()
+                self._tally.stats = replace(self._tally.stats, num_busy=0, num_queued=0)
         self._set(urgent=True, state=state, stage="", preparing=None, error=error)
         self._file.close()
 

@@ -4,6 +4,8 @@
          .lock             held while a sweep writes
          evaluations/ trials/ summary/
          quarantine/       parts that could not be read
+         status.json       how far the sweep is: see status_file.py
+         log.jsonl         what happened: see event_log.py
 """
 
 import importlib.metadata

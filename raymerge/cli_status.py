@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,8 +66,7 @@ def _lines(found: "Report") -> Iterator[str]:
     yield f"sweep '{now['sweep']}': {found.explanation}"
     running = found.verdict == "running"
     if running and now.get("stage"):
-        ago = "" if not now.get("updated_at") else f", for {_since(now['started_at'], now['updated_at'])}"
-        yield f"{now['stage']}{ago}"
+        yield f"{now['stage']}, {_since(now['started_at'])} after it was started"
     if preparing := now.get("preparing"):
         yield f"{preparing['what']}, {preparing['fraction']:.0%}"
     if cells := now.get("cells"):
@@ -111,7 +110,7 @@ def _best(best: list[dict[str, Any]]) -> Iterator[str]:
         yield f"  and {len(best) - MAX_COLUMNS} more"
 
 
-def _since(start: str, end: str) -> str:
+def _since(start: str) -> str:
     from raymerge.progress import duration
 
-    return duration((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
+    return duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(start)).total_seconds()))

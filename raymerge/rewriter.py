@@ -1,6 +1,7 @@
 """A file that is kept up to date from a thread of its own, so that whoever changes something never waits for a disk."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,15 +22,19 @@ class Rewriter:
     Args:
         content: called from the thread of the rewriter.
         interval_s: the least time between two versions, urgent ones apart.
+        rest_s: the most time between two versions, as a sign of life where nothing changes.
     """
 
-    def __init__(self, folder: Folder, path: str, content: Callable[[], bytes], interval_s: float):
+    def __init__(
+        self, folder: Folder, path: str, content: Callable[[], bytes], interval_s: float, rest_s: float | None = None
+    ):
         self.problem: str | None = None
         """Why the last version could not be written."""
         self._folder = folder
         self._path = path
         self._content = content
         self._interval_s = interval_s
+        self._rest_s = rest_s
         self._condition = threading.Condition()
         self._is_changed = self._is_urgent = self._is_closing = False
         self._thread = threading.Thread(target=self._loop, name=f"writes {path}", daemon=True)
@@ -50,15 +55,16 @@ class Rewriter:
         self._thread.join(CLOSE_S)
 
     def _loop(self) -> None:
-        due = 0.0
+        last = -math.inf
         is_closing = False
         while not is_closing:
             with self._condition:
                 while not (self._is_closing or self._is_urgent):
-                    left = due - time.monotonic()
-                    if self._is_changed and left <= 0:
+                    wait_s = self._interval_s if self._is_changed else self._rest_s
+                    left = None if wait_s is None else last + wait_s - time.monotonic()
+                    if left is not None and left <= 0:
                         break
-                    self._condition.wait(left if self._is_changed else None)
+                    self._condition.wait(left)
                 is_closing = self._is_closing
                 self._is_changed = self._is_urgent = False
             try:
@@ -67,4 +73,4 @@ class Rewriter:
             except Exception as error:  # it is there for those who watch: the sweep goes on without it
                 self.problem = str(error)
                 logger.debug("%s: cannot be written", self._folder.full(self._path), exc_info=True)
-            due = time.monotonic() + self._interval_s
+            last = time.monotonic()

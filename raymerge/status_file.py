@@ -23,6 +23,8 @@ STATUS_VERSION = 1
 INTERVAL_S = 2.0
 REMOTE_INTERVAL_S = 10.0
 """The same for an object store, where every version costs a request."""
+REST_S = 20.0
+"""After which it is written though nothing happened, so that whoever looks knows the sweep is alive."""
 MAX_NOTICES = 20
 
 State = Literal["preparing", "sweeping", "interrupted", "finished", "failed"]
@@ -63,7 +65,7 @@ class StatusWriter:
         }
         _remove_leftovers(folder)
         interval_s = REMOTE_INTERVAL_S if folder.local is None else INTERVAL_S
-        self._file = Rewriter(folder, STATUS, self._content, interval_s)
+        self._file = Rewriter(folder, STATUS, self._content, interval_s, REST_S)
         self._file.changed(urgent=True)
 
     def stage(self, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -154,6 +155,18 @@ def test_a_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
         rewriter.close()
         assert (rewriter.problem is None) == (path == "file")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_sign_of_life_where_nothing_changes(folder: Folder) -> None:
+    versions: list[int] = []
+
+    def content() -> bytes:
+        versions.append(len(versions))
+        return b""
+
+    rewriter = Rewriter(folder, "file", content, 1e6, rest_s=0.01)
+    wait_until(lambda: len(versions) >= 3)
+    rewriter.close()
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
@@ -343,6 +356,7 @@ def test_running(sweeping: Folder) -> None:
     assert shown.exit_code == 0
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("sweep 'x': sweeping on ")
+    assert re.fullmatch(r"sweeping, \d+ s after it was started", lines[1])
     assert "75% busy" in shown.stdout
     assert "120 images in this run, 7 shards queued" in lines
     assert "  a-1  vit/T0 (val)" in lines

@@ -291,6 +291,7 @@ def test_settings_reach_the_integrations(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert [event for event, *_ in of_mlflow.told] == ["start", "result", "complete"]
 
 
+@pytest.mark.filterwarnings("ignore")  # its own
 def test_mlflow_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     pytest.importorskip("sqlalchemy", reason="what mlflow keeps a local file with is not installed")

@@ -25,6 +25,7 @@ from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
+from raymerge.cli_status import status
 from raymerge.cli_suites import suite_app
 from raymerge.errors import RaymergeError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
@@ -152,6 +153,7 @@ def schema(debug: Debug = False) -> None:
         write_json(json_schema())
 
 
+app.command()(status)
 app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)

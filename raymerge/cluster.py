@@ -349,12 +349,12 @@ def start_evaluator(
     return Started(handle, handle.ready.remote(list(backbones)))
 
 
-def start_dispatcher() -> tuple[str, Any]:
+def start_dispatcher(sweep: str) -> tuple[str, Any]:
     """Start the queue that feeds the evaluators, on this node. Returns the name of the sweep, and its handle."""
     name = f"{SWEEP}{uuid.uuid4().hex[:12]}"
     actor: Any = ray.remote(Dispatcher)
     here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-    dispatcher = actor.options(num_cpus=0, name=name, scheduling_strategy=here).remote()
+    dispatcher = actor.options(num_cpus=0, name=name, scheduling_strategy=here).remote(sweep)
     get([dispatcher.observe.remote()])
     return name, dispatcher
 

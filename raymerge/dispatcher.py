@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from raymerge.ray_metrics import ServiceMetrics
 from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore
 
 MAX_ATTEMPTS = 3
@@ -108,7 +109,8 @@ class _Member:
 
 
 class Dispatcher:
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, sweep: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = ServiceMetrics(sweep)
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._retired: set[str] = set()
@@ -157,7 +159,9 @@ class Dispatcher:
             for name, m in self._members.items()
         ]
         queued = sum(entry.trial_id in self._tickets for entry in self._queue)
-        return Observation(replace(self._stats(), num_queued=queued), tuple(working), tuple(lost))
+        stats = replace(self._stats(), num_queued=queued)
+        self._metrics.observe(stats)
+        return Observation(stats, tuple(working), tuple(lost))
 
     def _stats(self) -> ServiceStats:
         now = self._clock()

@@ -230,6 +230,11 @@ class Sweep:
         running.scores |= {score.task: score for score in scores}
         return self._stop_after(running) is None
 
+    def running_state(self, trial_id: str) -> tuple[Trial, Mapping[str, TaskScore], Mapping[str, TaskReference]] | None:
+        """A running trial, its scores so far, and what they are compared with; None when it does not run."""
+        running = self._running.get(trial_id)
+        return running and (running.trial, running.scores, self._references(running.trial) or {})
+
     def complete(self, trial_id: str, occupancy: float | None = None) -> None:
         """Every score of the trial is in, or `report` said to stop.
 

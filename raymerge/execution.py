@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from raymerge import cluster, preparation, tuning
+from raymerge import cluster, preparation, trackers, tuning
 from raymerge.dispatcher import Observation
 from raymerge.driver import Sweep, reference_cells
 from raymerge.errors import ClusterError
@@ -15,6 +15,7 @@ from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import EvaluatorPool
 from raymerge.merge_jobs import MergeJobs
 from raymerge.methods import METHODS
+from raymerge.ray_metrics import TrialMetrics
 from raymerge.records import Cell, ServiceStats, Split, TrialRecord
 from raymerge.search_space import sweep_cells
 from raymerge.suite_nodes import SuiteNodes
@@ -126,8 +127,10 @@ def execute(
     Args:
         published: accuracies of experts to divide by; None: those measured.
     Raises:
+        SweepFileError: a tracker cannot be used.
         PreflightError: checkpoints, images or cluster are not fit for it.
     """
+    trackers.check_packages(spec.trackers)
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     tasks = {cell.backbone: cell.tasks for cell in reference_cells(suite, cells)}
     moments = None
@@ -149,7 +152,7 @@ def execute(
         suite,
         cells,
         finished=store.open(choice.precision),
-        on_record=_saver(store, listener),
+        on_record=_saver(store, listener, spec.name),
         published=published,
     )
     if sweep.done:
@@ -189,11 +192,12 @@ def _run(
     guard: Guard,
 ) -> bool:
     spec, suite = sweep.spec, sweep.suite
+    tracked_by = trackers.open_trackers(spec)
     listener.stage("starting evaluators")
     backbones = list(dict.fromkeys(cell.backbone for cell in sweep.cells))
     smallest = min(cell.num_tasks for cell in sweep.cells)
     cluster.check_room(spec.resources, place.slots, may_grow=place.is_cluster)
-    name, dispatcher = cluster.start_dispatcher()
+    name, dispatcher = cluster.start_dispatcher(spec.name)
 
     def start(node_id: str) -> cluster.Started:
         return cluster.start_evaluator(
@@ -240,7 +244,9 @@ def _run(
                 placement=nodes.placement,
             )
             stack.callback(merges.close)
-            tuning.run_tune(sweep, merges, dispatcher, pool, max_trials=max_trials, stopping=stopping)
+            tuning.run_tune(
+                sweep, merges, dispatcher, pool, max_trials=max_trials, stopping=stopping, tracked_by=tracked_by
+            )
             outcome = "finished" if sweep.done else "interrupted"
         finally:
             store.run_ends(outcome, replace(pool.observation.stats, num_evaluators=pool.joined.most))
@@ -251,10 +257,13 @@ def _in_a_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=function, name="survey", daemon=True).start()
 
 
-def _saver(store: Store, listener: Listener) -> Callable[[TrialRecord], None]:
+def _saver(store: Store, listener: Listener, sweep: str) -> Callable[[TrialRecord], None]:
+    metrics = TrialMetrics(sweep)
+
     def save(record: TrialRecord) -> None:
         store.append(record)
         listener.trial(record)
+        metrics.count(record.status)
 
     return save
 

@@ -4,6 +4,8 @@
          .lock                      held while a sweep writes; who holds it
          .lease.json                the same, where files cannot be locked (lease.py)
          evaluations/ trials/ summary/
+         status.json                how far the sweep is (status_file.py)
+         log.jsonl                  what happened (event_log.py)
          quarantine/                parts that could not be read
 
 The manifest:

@@ -110,7 +110,10 @@ class Lines:
     def notice(self, what: str) -> None:
         self._line(what)
 
-    def observed(self, observation: Any, hosts: Any) -> None: ...
+    @_guarded
+    def observed(self, observation: Any, hosts: Any) -> None:
+        if self._tally is not None:
+            self._tally.observe(observation, hosts)
 
     @_guarded
     def close(self) -> None:
@@ -165,7 +168,11 @@ class LiveView:
     def notice(self, what: str) -> None:
         self._console.out(what, highlight=False)  # above the view, where it stays
 
-    def observed(self, observation: Any, hosts: Any) -> None: ...
+    @_guarded
+    def observed(self, observation: Any, hosts: Any) -> None:
+        with self._lock:
+            if self._tally is not None:
+                self._tally.observe(observation, hosts)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -246,8 +253,16 @@ def _trials(tally: Tally) -> str:
 
 
 def _speed(tally: Tally) -> str:
-    left = tally.left_s
-    return f"{tally.images_per_s:,.0f} images/s" + ("" if left is None else f", about {_roughly(left)} left")
+    return speed(tally.images_per_s, tally.occupancy, tally.left_s)
+
+
+def speed(images_per_s: float, occupancy: float | None, left_s: float | None) -> str:
+    """
+    >>> speed(1234.5, 0.93, 130.0), speed(0.0, None, None)
+    ('1,234 images/s, 93% busy, about 2 min left', '0 images/s')
+    """
+    busy = "" if occupancy is None else f", {occupancy:.0%} busy"
+    return f"{images_per_s:,.0f} images/s{busy}" + ("" if left_s is None else f", about {_roughly(left_s)} left")
 
 
 def _roughly(seconds: float) -> str:

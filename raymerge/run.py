@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import ClusterError, SweepFileError
-from raymerge.folder import Location
+from raymerge.folder import Folder, Location
+from raymerge.observers import observing
 from raymerge.output import Output, open_output
 from raymerge.provenance import RunOutcome
 from raymerge.published import Accuracies, expert_accuracies
@@ -61,22 +63,27 @@ def run_sweep(
     """
     suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
+    is_client = address is not None and address.startswith("ray://")
     published = published_denominators(suite, cells) if spec.evaluation.denominators == "published" else None
+    tracked = with_tracker_folders(spec, Folder.at(output_dir), is_elsewhere=is_client)
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
         store = OutputStore(output, spec, suite, address)
-        listener.stage("starting Ray")
-        from raymerge import cluster, execution, remote_driver  # ray takes seconds to import
+        with observing(listener, output.folder, spec, suite, lambda: store.records) as observers:
+            observers.stage("starting Ray")
+            from raymerge import cluster, execution, remote_driver  # ray takes seconds to import
 
-        def guard() -> contextlib.AbstractContextManager[Callable[[], bool]]:
-            return _stop_on_signal(listener)
+            def guard() -> contextlib.AbstractContextManager[Callable[[], bool]]:
+                return _stop_on_signal(observers)
 
-        if address is not None and address.startswith("ray://"):
-            done = remote_driver.execute(address, spec, suite, store, listener, guard, published, debug=debug)
-        else:
-            with cluster.connected(address, debug=debug) as slots:
-                place = execution.Place(slots, is_cluster=address is not None, abandon=abandon)
-                done = execution.execute(spec, suite, store, listener, place, guard, published)
-        return Outcome(store.summarise(cells), interrupted=not done)
+            if address is not None and is_client:
+                done = remote_driver.execute(address, tracked, suite, store, observers, guard, published, debug=debug)
+            else:
+                with cluster.connected(address, debug=debug) as slots:
+                    place = execution.Place(slots, is_cluster=address is not None, abandon=abandon)
+                    done = execution.execute(tracked, suite, store, observers, place, guard, published)
+            outcome = Outcome(store.summarise(cells), interrupted=not done)
+            observers.state = "finished" if done else "interrupted"
+        return outcome
 
 
 class OutputStore:
@@ -133,6 +140,33 @@ class OutputStore:
         self._output.check(look=True)
         write_summary(self._output.folder, rows, self._context)
         return rows
+
+
+def with_tracker_folders(spec: SweepSpec, output: Folder, *, is_elsewhere: bool) -> SweepSpec:
+    """The sweep with places for the files of its trackers: in the output, where the driver can write to it.
+
+    Args:
+        is_elsewhere: whether the driver runs on another machine.
+    Raises:
+        SweepFileError: it cannot, and the sweep names no other folder.
+    """
+    trackers = spec.trackers
+    folders = {"tensorboard": "tensorboard"} if trackers.tensorboard else {}
+    if trackers.wandb:
+        folders["wandb"] = ""  # it makes a folder of that name itself
+    for name, below in folders.items():
+        settings = getattr(trackers, name)
+        if settings.folder is not None:
+            folder = Path(settings.folder).expanduser()
+        elif output.local is not None and not is_elsewhere:
+            folder = output.local / below
+        else:
+            raise SweepFileError(
+                f"'trackers.{name}' writes files where the driver runs, which cannot write to the results in "
+                f"{output.root}; name a folder there with 'trackers.{name}.folder'."
+            )
+        trackers = trackers.model_copy(update={name: settings.model_copy(update={"folder": str(folder)})})
+    return spec.model_copy(update={"trackers": trackers})
 
 
 def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:

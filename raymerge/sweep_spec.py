@@ -168,6 +168,54 @@ class ResourceSettings(Section):
     gpus_per_evaluator: Units = Field(default=0.0, description="GPUs reserved for each; 0.5 lets two share one.")
 
 
+class TensorboardSettings(Section):
+    """Event files that TensorBoard reads."""
+
+    folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where, on the machine that runs the driver; null: tensorboard/ in the folder of results.",
+    )
+
+
+class WandbSettings(Section):
+    """Weights & Biases. Who you are stays out of this file: run `wandb login`, or set WANDB_API_KEY."""
+
+    project: str | None = Field(default=None, min_length=1, description="null: WANDB_PROJECT, or the sweep's name.")
+    entity: str | None = Field(default=None, min_length=1, description="User or team; null: your own default.")
+    group: str | None = Field(default=None, min_length=1, description="null: the sweep's name.")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline: into a folder, for `wandb sync`; it needs no account."
+    )
+    folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where its files go, on the machine that runs the driver; null: the folder of results.",
+    )
+
+
+class MlflowSettings(Section):
+    """MLflow. Credentials stay out of this file: MLflow reads them from its environment variables."""
+
+    experiment_name: str | None = Field(default=None, min_length=1, description="null: the sweep's name.")
+    tracking_uri: str | None = Field(
+        default=None, min_length=1, description="Server, or sqlite:///file.db; null: MLFLOW_TRACKING_URI."
+    )
+
+
+class TrackerSettings(Section):
+    """Where trials are shown beside the results, while the sweep runs. {} takes the defaults, null is none."""
+
+    tensorboard: TensorboardSettings | None = Field(default=None, description="TensorBoard.")
+    wandb: WandbSettings | None = Field(default=None, description="Weights & Biases; pip install 'raymerge[wandb]'.")
+    mlflow: MlflowSettings | None = Field(default=None, description="MLflow; pip install 'raymerge[mlflow]'.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are wanted."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
 class SweepSpec(Section):
     """One sweep: every method on every backbone and number of tasks, searched on val and reported on test."""
 
@@ -221,6 +269,9 @@ class SweepSpec(Section):
     )
     resources: Annotated[ResourceSettings, BeforeValidator(_empty_means_default)] = Field(
         default=ResourceSettings(), description="What the sweep takes of the cluster."
+    )
+    trackers: Annotated[TrackerSettings, BeforeValidator(_empty_means_default)] = Field(
+        default=TrackerSettings(), description="Where trials are shown beside the results."
     )
 
     @field_validator("name")
@@ -279,12 +330,12 @@ def resolve(spec: SweepSpec) -> dict[str, Any]:
 def spec_hash(spec: SweepSpec) -> str:
     """Content id of what decides the numbers.
 
-    The name, the resources, the places of weights, data and input moments, and how images are cut into batches are
-    left out: a sweep may be resumed elsewhere, with more evaluators or smaller batches. The order of backbones, sizes
-    and methods does not matter.
+    The name, the resources, the trackers, the places of weights, data and input moments, and how images are cut into
+    batches are left out: a sweep may be resumed elsewhere, with more evaluators or smaller batches. The order of
+    backbones, sizes and methods does not matter.
     """
     value = resolve(spec)
-    for key in ("schema_version", "name", "resources", "moments", "weights", "data"):
+    for key in ("schema_version", "name", "resources", "trackers", "moments", "weights", "data"):
         del value[key]
     for key in ("batch_size", "shard_images"):
         del value["evaluation"][key]
@@ -342,7 +393,7 @@ def json_schema() -> dict[str, Any]:
             },
         ],
     }
-    for section in ("search", "evaluation", "resources"):
+    for section in ("search", "evaluation", "resources", "trackers"):
         described = schema["properties"][section]
         schema["properties"][section] = {
             "description": described.pop("description", ""),

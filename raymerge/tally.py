@@ -1,13 +1,13 @@
-"""How far a sweep is: cells, trials, images per second, time left, and which methods lead."""
+"""How far a sweep is: cells, trials, images per second, time left, what evaluators do, and which methods lead."""
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from raymerge.methods import declared_methods
 from raymerge.plan import SuiteInfo, make_plan
-from raymerge.records import Cell, TrialRecord
+from raymerge.records import Cell, ServiceStats, TrialRecord
 from raymerge.selection import objective_value
 from raymerge.sweep_spec import SweepSpec
 
@@ -55,6 +55,12 @@ class Tally:
         self._num_ended = len(ended)
         self.trials: Counter[str] = Counter()
         """By status, those of earlier runs included."""
+        self.stats = ServiceStats()
+        """What evaluators have done in this run."""
+        self.working: Sequence[Any] = ()
+        """What each of them does now: `raymerge.dispatcher.Working`."""
+        self.hosts: Mapping[str, str] = {}
+        self._observed: deque[tuple[float, ServiceStats]] = deque()
         self._declared = declared_methods()
         for record in sweep.records.values():
             self._count(record)
@@ -81,6 +87,21 @@ class Tally:
             self._left[cell] = 0
         self.finished |= set(new)
         return sorted(new, key=self.cells.index)
+
+    def observe(self, observation: Any, hosts: Mapping[str, str]) -> None:
+        """Take note of what evaluators do, and where: a `raymerge.dispatcher.Observation`."""
+        self.stats, self.working, self.hosts = observation.stats, observation.working, hosts
+        self._observed.append((self._clock(), observation.stats))
+        while len(self._observed) > 1 and self._observed[0][0] < self._clock() - RATE_WINDOW_S:
+            self._observed.popleft()
+
+    @property
+    def occupancy(self) -> float | None:
+        """Share of their time that evaluators were busy over the last seconds; None while there is nothing to say."""
+        if not self._observed:
+            return None
+        recent = self.stats.since(self._observed[0][1]).occupancy if len(self._observed) > 1 else None
+        return self.stats.occupancy if recent is None else recent
 
     @property
     def images_left(self) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raymerge import trackers
 from raymerge.dispatcher import Progress
 from raymerge.driver import Sweep, Trial
 from raymerge.merge_jobs import MergeJobs
@@ -155,6 +156,11 @@ class _Bridge:
             self.error = error
             return Searcher.FINISHED
 
+    def look(self, tune_id: str) -> trackers.State | None:
+        """A running trial, for those who show it elsewhere."""
+        state = self._sweep.running_state(self._trial_ids.get(tune_id, ""))
+        return None if state is None else trackers.State(*state)
+
     def report(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Whether the trial should go on."""
         trial_id = self._trial_ids.get(tune_id)
@@ -249,6 +255,7 @@ def run_tune(
     *,
     max_trials: Callable[[], int],
     stopping: Callable[[], bool],
+    tracked_by: Sequence[trackers.Tracker] = (),
 ) -> None:
     """Run the sweep to its end, or until `stopping` says so.
 
@@ -256,8 +263,12 @@ def run_tune(
         dispatcher: handle of a started Dispatcher actor.
         pool: its evaluators.
         max_trials: how many run at once, by now; each is a process of its own.
+        tracked_by: shown every trial and its scores.
     """
     bridge = _Bridge(sweep, merges, dispatcher, pool, max_trials, stopping)
+    callbacks: list[Any] = []
+    if tracked_by:
+        callbacks.append(trackers.TrackerCallback(tracked_by, sweep.spec.name, bridge.look))
     with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), _on_this_node()),
@@ -271,6 +282,7 @@ def run_tune(
                 name="sweep",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=callbacks,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )

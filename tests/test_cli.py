@@ -425,6 +425,7 @@ def test_version_and_help():
         "plan",
         "report",
         "schema",
+        "status",
         "merge",
         "stats",
         "evaluate",
@@ -435,7 +436,7 @@ def test_version_and_help():
         "suite",
         "data",
     ]
-    for command in ("sweep", "plan", "report", "schema", "stats"):
+    for command in ("sweep", "plan", "report", "status", "schema", "stats"):
         assert call(command, "--help").exit_code == 0
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from raymerge.dispatcher import Observation, Working
 from raymerge.progress import Lines, LiveView, Silent, StderrConsole, duration, watching
-from raymerge.records import Cell, Point, Split, Stage, Status, TaskReference, TaskScore, TrialRecord
+from raymerge.records import Cell, Point, ServiceStats, Split, Stage, Status, TaskReference, TaskScore, TrialRecord
 from raymerge.sweep_spec import SweepSpec
-from raymerge.tally import MIN_RATE_RECORDS, Tally
+from raymerge.tally import MIN_RATE_RECORDS, RATE_WINDOW_S, Tally
 
 T2, T3 = ("t1", "t2"), ("t1", "t2", "t3")
 
@@ -187,6 +188,25 @@ def test_time_left_goes_on_at_the_pace_so_far():
     assert tally.left_s == 15 * (1500 - 420) / 420
 
 
+def observation(busy_s: float, present_s: float) -> Observation:
+    return Observation(ServiceStats(2, 1, 5, images=30, busy_s=busy_s, present_s=present_s), (Working("a-1"),))
+
+
+def test_occupancy_is_that_of_the_last_seconds():
+    clock = Clock()
+    tally = Tally(FakeSweep(spec()), clock)
+    assert tally.occupancy is None
+    tally.observe(Observation(ServiceStats()), {})
+    assert tally.occupancy is None
+    for second in range(100):  # all busy at first, half of the time later
+        clock.now += 1
+        busy = 2 * min(second, 50) + max(0, second - 50)
+        tally.observe(observation(float(busy), 2.0 * second), {"a-1": "a"})
+    assert tally.occupancy == 0.5
+    assert (tally.stats.num_queued, tally.working[0].evaluator, tally.hosts) == (5, "a-1", {"a-1": "a"})
+    assert len(tally._observed) <= RATE_WINDOW_S + 1
+
+
 def test_leaders_are_the_best_finished_merging_methods_by_column():
     tally = Tally(FakeSweep(spec(num_tasks=[3, 2], methods=["fine-tuned", "iso-c", "ties", "tsv-m"])), Clock())
     for r in [
@@ -304,6 +324,8 @@ def test_live_view(terminal):
         assert bar.endswith("1 of 3 cells")
         assert trials == "3 trials finished, 0 pruned, 0 failed"
         assert speed == "30 images/s, about 23 s left"  # 10 s for 450 of 1500
+        view.observed(observation(0.93, 1.0), {"a-1": "a"})
+        assert drawn(view)[3] == "30 images/s, 93% busy, about 23 s left"
         assert (gap, title) == ("", "best so far, validation accuracy in %")
         assert leaders.split("  ") == ["2 tasks", "Task Arithmetic 70.0", "Iso-C 60.0"]
     finally:
@@ -324,6 +346,7 @@ def test_live_view_fits_a_small_terminal(terminal):
     view = LiveView(terminal)
     try:
         view.sweeping(sweep, "NVIDIA H200 " * 20, 16)
+        view.observed(observation(1.0, 1.0), {})
         lines = drawn(view)
     finally:
         view.close()

@@ -105,7 +105,7 @@ def test_methods_as_list_and_as_mapping_are_the_same(sweep):
 
 
 def test_empty_section_means_defaults(sweep):
-    assert sweep(MINIMAL + "search:\nevaluation:\nresources:\n") == sweep()
+    assert sweep(MINIMAL + "search:\nevaluation:\nresources:\ntrackers:\n") == sweep()
 
 
 def test_null_prune_switches_pruning_off(sweep):
@@ -221,6 +221,7 @@ _specs = st.fixed_dictionaries(
         ),
         "evaluation": st.fixed_dictionaries({"max_images": st.none() | st.integers(1, 10**6)}),
         "resources": st.fixed_dictionaries({"evaluators": st.just("auto") | st.integers(1, 99)}),
+        "trackers": st.fixed_dictionaries({}, optional={"mlflow": st.fixed_dictionaries({"tracking_uri": st.none()})}),
     }
 )
 
@@ -361,6 +362,8 @@ def test_wrong_methods(problems, methods, message):
             MINIMAL + "search: {policy: paper, objective: accuracy}\n",
             "x.yaml:5: 'search.objective' is 'accuracy': policy paper selects by normalized_accuracy.",
         ),
+        (MINIMAL + "trackers: {tensorbord: {}}\n", "x.yaml:5: unknown key 'trackers.tensorbord'. Did you mean"),
+        (MINIMAL + "trackers: {wandb: {mode: off}}\n", "x.yaml:5: 'trackers.wandb.mode' is 'off'. "),
         (MINIMAL + "resources: {cpus_per_evaluator: -1}\n", "x.yaml:5: 'resources.cpus_per_evaluator' is -1, expected"),
         ("", "x.yaml: is empty; start from a copy of sweeps/demo.yaml."),
         ("# nothing\n", "x.yaml: is empty;"),

@@ -20,6 +20,7 @@ DEMO = Path(__file__).parent.parent / "sweeps" / "demo.yaml"
         "name=other",
         "resources.evaluators=2",
         "resources.gpus_per_evaluator=1",
+        "trackers.mlflow.experiment_name=merging",
         "evaluation.batch_size=7",
         "evaluation.shard_images=64",
         "num_tasks=[20, 8, 14]",

@@ -113,7 +113,7 @@ async def started(
     num_evaluators: int, *, gate: bool = True, clock: Clock | None = None
 ) -> tuple[Dispatcher, list[FakeEvaluator]]:
     """A dispatcher and evaluators called e0, e1, ..."""
-    dispatcher = Dispatcher(clock or Clock())
+    dispatcher = Dispatcher(clock=clock or Clock())
     evaluators = [await join(dispatcher, f"e{i}") for i in range(num_evaluators)]
     if gate:
         await dispatcher.open_gate(0)

@@ -67,7 +67,7 @@ class Runner:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.wait()
 
     def descendants(self) -> Iterator[tuple[int, str]]:
         """Process id and name of every process below this one."""

@@ -6,6 +6,7 @@ Only the shortest run with all tests; the others take minutes: `pytest --faults 
 import os
 import resource
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -186,7 +187,7 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for(lambda: subprocess.run(["sh", "-c", f"</dev/tcp/127.0.0.1/{port}"], check=False) and _listens(port))
+        wait_for(lambda: _listens(port))
         output, address = tmp_path / "out", f"ray://127.0.0.1:{port}"
         runner = Runner(spec_file, output, home, "--address", address, environment=TOKEN)
         runner.wait_until(lambda: runner.num_trials() >= 8)
@@ -203,8 +204,6 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
 
 
 def _listens(port: int) -> bool:
-    import socket
-
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

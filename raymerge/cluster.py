@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +95,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         logging.getLogger("ray").setLevel(logging.ERROR)
         _mute_raylet()
     level = logging.INFO if debug else logging.CRITICAL
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with contextlib.nullcontext() if debug else _mute_stderr():
             if address is None:
@@ -119,6 +122,8 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         raise ClusterError(
             f"no Ray cluster {where} ({_first_line(error)}). Is it running? See docs/cluster.md."
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
     try:
         yield Slots(per_core=2, fixed=cores) if address is None else Slots()
     finally:
@@ -449,10 +454,13 @@ def _fetch(references: Sequence[Any]) -> list[Any]:
     An evaluator must not wait for more: an update that was lost with its node is computed again, perhaps on the very
     CPUs that evaluators hold, and only one that does not wait can be told to leave.
     """
-    _, missing = ray.wait(list(references), num_returns=len(references), timeout=FETCH_S)
-    if missing:
-        raise UpdateNotHereError
-    return ray.get(list(references))
+    try:
+        _, missing = ray.wait(list(references), num_returns=len(references), timeout=FETCH_S)
+        if missing:
+            raise UpdateNotHereError
+        return ray.get(list(references))
+    except OSError as error:  # the store of this node is gone, and this process will be in a moment
+        raise UpdateNotHereError from error
 
 
 class _EvalActor:

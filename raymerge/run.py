@@ -68,7 +68,10 @@ def run_sweep(
     tracked = with_tracker_folders(spec, Folder.at(output_dir), is_elsewhere=is_client)
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
         store = OutputStore(output, spec, suite, address)
-        with observing(listener, output.folder, spec, suite, lambda: store.records) as observers:
+        with (
+            _sigterm_as_interrupt(),
+            observing(listener, output.folder, spec, suite, lambda: store.records) as observers,
+        ):
             observers.stage("starting Ray")
             from raymerge import cluster, execution, remote_driver  # ray takes seconds to import
 
@@ -185,6 +188,23 @@ def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
                         f"published {split} accuracy of {cell.backbone}/{task}; use measured."
                     )
     return known
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, while a sweep is being prepared."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

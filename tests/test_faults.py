@@ -4,7 +4,6 @@ Only the shortest run with all tests; the others take minutes: `pytest --faults 
 """
 
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -287,31 +286,32 @@ def test_sigterm_before_the_first_trial(spec_file, home, tmp_path):
 
 
 @pytest.mark.faults
-def test_an_evaluator_out_of_memory_fails_its_trials_and_no_others(spec_file, home, quiet, tmp_path):
+def test_a_shard_that_kills_every_evaluator_fails_its_trial_and_no_other(spec_file, home, quiet, tmp_path):
+    """As the kernel does it, where memory is out."""
     output = tmp_path / "out"
     runner = Runner(spec_file, output, home, "--set", "resources.evaluators=1")
     runner.wait_until(lambda: runner.num_trials() >= 8)
-    (victim,) = [pid for pid, name in runner.descendants() if "_EvalActor" in name]
-    used = next(
-        int(line.split()[1]) * 1024
-        for line in Path(f"/proc/{victim}/status").read_text().splitlines()
-        if line.startswith("VmSize")
-    )
-    resource.prlimit(victim, resource.RLIMIT_AS, (used, used))  # no byte more than it has
+
+    def num_failed() -> int:
+        return int((results.load(output, "trials").status == "failed").sum())
+
+    while not num_failed():
+        assert runner.process.poll() is None, runner.wait()[2]
+        for pid, name in list(runner.descendants()):
+            if "_EvalActor.run" in name:  # it works on a shard
+                end(pid)
     code, _, stderr = runner.wait()
-    assert code == 3, stderr
-    assert "memory" in stderr
+    assert code in (0, 3), stderr
     assert "Traceback" not in stderr
     failed = results.load(output, "trials").query("status == 'failed'")
-    assert len(failed)
-    assert failed.error.str.contains("batch").all(), failed.error.tolist()
+    assert failed.error.str.contains("3 evaluators died on it").all(), failed.error.tolist()
     finish(Runner(spec_file, output, home), quiet)
 
 
 @pytest.mark.faults
 def test_updates_that_do_not_fit_in_memory_are_spilled(suite, home, tmp_path, monkeypatch):
     """A store of 80 MB, and updates of 170 MB: Ray writes them to disk and reads them again."""
-    big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=512)
+    big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=480)
     spec = tmp_path / "big.yaml"
     spec.write_text(SPEC.format(suite=big.root))
     nodes = cluster_of(monkeypatch, 3, store=80 * 2**20)
@@ -323,7 +323,7 @@ def test_updates_that_do_not_fit_in_memory_are_spilled(suite, home, tmp_path, mo
 
 @pytest.mark.faults
 def test_a_store_that_can_neither_hold_nor_spill_fails_trials_with_a_reason(home, tmp_path, monkeypatch):
-    big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=512)
+    big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=480)
     spec = tmp_path / "big.yaml"
     spec.write_text(SPEC.format(suite=big.root))
     # as if the disk were full: Ray then refuses to spill

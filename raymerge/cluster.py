@@ -276,7 +276,7 @@ def check_suite(
     Raises:
         CheckpointError, DataError: the first problem found.
     """
-    options: Any = {"label_selector": {NODE_LABEL: f"in({','.join(node_ids)})"}} if node_ids else {}
+    options = _only_on(node_ids)
     backbone_check, task_check = _check_backbone.options(**options), _check_task.options(**options)
     checks = [backbone_check.remote(suite, backbone) for backbone in tasks]
     checks += [task_check.remote(suite, backbone, task, moments) for backbone, names in tasks.items() for task in names]
@@ -284,6 +284,11 @@ def check_suite(
     for found in get(checks):
         hashes |= found
     return hashes
+
+
+def _only_on(node_ids: Sequence[str]) -> dict[str, Any]:
+    """Options that keep a task on some nodes; none: it runs anywhere."""
+    return {"label_selector": {NODE_LABEL: f"in({','.join(node_ids)})"}} if node_ids else {}
 
 
 def fingerprint(suite: Suite, hashes: Mapping[Path, str], moments: Path) -> str:
@@ -304,21 +309,29 @@ def is_decided(settings: EvaluationSettings) -> bool:
 
 
 def choose_evaluation(
-    suite: Suite, settings: EvaluationSettings, resources: ResourceSettings, tasks: Mapping[str, Sequence[str]]
+    suite: Suite,
+    settings: EvaluationSettings,
+    resources: ResourceSettings,
+    tasks: Mapping[str, Sequence[str]],
+    node_ids: Sequence[str] = (),
 ) -> EvaluationChoice:
     """What `auto` stands for, measured in the place of one evaluator, on every kind of GPU there is.
 
     Args:
         tasks: the tasks in use, by backbone.
+        node_ids: nodes that have the files; none: all.
     """
-    kinds = {name for node in alive_nodes() for name in node.resources if name.startswith("accelerator_type:")}
+    nodes = [node for node in alive_nodes() if not node_ids or node.node_id in node_ids]
+    kinds = {name for node in nodes for name in node.resources if name.startswith("accelerator_type:")}
     places = [{kind: 0.001} for kind in sorted(kinds)] if resources.gpus_per_evaluator else []
     # a process that has used a GPU keeps some of its memory
     choose: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, max_calls=1)(
         _choose
     )
     asked = (suite, settings, _threads(resources), tasks)
-    return common_choice(get([choose.options(resources=place).remote(*asked) for place in places or [{}]]))
+    return common_choice(
+        get([choose.options(resources=place, **_only_on(node_ids)).remote(*asked) for place in places or [{}]])
+    )
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def execute(
         nodes.look([node.node_id for node in cluster.alive_nodes()])
     hashes = cluster.check_suite(suite, tasks, moments, nodes.complete if place.is_cluster else ())
     store.begin(cluster.fingerprint(suite, hashes, moments or moments_dir(suite)))
-    choice = choose(store, spec, suite, tasks, listener)
+    choice = choose(store, spec, suite, tasks, listener, nodes.complete if place.is_cluster else ())
     spec = with_precision(spec, choice.precision)
     sweep = Sweep(
         spec,
@@ -166,7 +166,12 @@ def with_precision(spec: SweepSpec, precision: str) -> SweepSpec:
 
 
 def choose(
-    store: Store, spec: SweepSpec, suite: Suite, tasks: Mapping[str, Sequence[str]], listener: Listener
+    store: Store,
+    spec: SweepSpec,
+    suite: Suite,
+    tasks: Mapping[str, Sequence[str]],
+    listener: Listener,
+    node_ids: Sequence[str] = (),
 ) -> EvaluationChoice:
     """What `auto` stands for: as an earlier run of this sweep decided, or measured now and written down."""
     if (known := store.choice()) is not None:
@@ -174,7 +179,7 @@ def choose(
     if cluster.is_decided(spec.evaluation):
         return EvaluationChoice(spec.evaluation.precision)
     listener.stage("measuring precisions and batch sizes")
-    choice = cluster.choose_evaluation(suite, spec.evaluation, spec.resources, tasks)
+    choice = cluster.choose_evaluation(suite, spec.evaluation, spec.resources, tasks, node_ids)
     store.keep_choice(choice.as_dict())
     listener.stage(f"evaluating with {choice}")
     return choice

@@ -122,8 +122,11 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         raise ClusterError(
             f"no Ray cluster {where} ({_first_line(error)}). Is it running? See docs/cluster.md."
         ) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+    except SystemExit:  # SIGTERM met the handler that Ray puts in place
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield Slots(per_core=2, fixed=cores) if address is None else Slots()
     finally:

@@ -42,7 +42,12 @@ def bench_cluster(
         int, typer.Option("--per-process", min=1, help="Evaluators that share a process, each with a shard of its own.")
     ] = 8,
     noop: Annotated[
-        int, typer.Option("--noop", min=4, help="Trials of Tune alone, before each sweep and after it.")
+        int,
+        typer.Option(
+            "--noop",
+            min=4,
+            help="No-op trials of Tune before each sweep and after it; a quarter as many report task by task.",
+        ),
     ] = 200,
     model: Annotated[
         bool, typer.Option("--model", help="Work out the time of a sweep on 1 to N GPUs instead.")
@@ -225,7 +230,9 @@ def _time_table(rows: "Sequence[Simulated]") -> "Table":
         "Beyond evaluation",
         "CPU of driver",
     )
-    for name in (*names, "No-op Tune, s/trial", "Its CPU", "Ratio", "of CPU", "Occupancy", "Rows/s"):
+    for name in (*names, "No-op Tune, s/trial", "Its CPU", "Ratio", "of CPU", "20 reports, s/trial", "Ratio"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for name in ("Occupancy", "Rows/s"):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(
@@ -241,6 +248,8 @@ def _time_table(rows: "Sequence[Simulated]") -> "Table":
             ", ".join(f"{seconds:.3f}" for seconds in row.noop_cpu_s),
             f"{row.ratio:.2f}",
             f"{row.cpu_ratio:.2f}",
+            ", ".join(f"{seconds:.3f}" for seconds in row.reporting_s),
+            f"{row.reporting_ratio:.2f}",
             "" if row.occupancy is None else f"{row.occupancy:.1%}",
             f"{row.rows_per_s:.0f}",
         )

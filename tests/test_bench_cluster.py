@@ -42,7 +42,7 @@ def test_one_evaluator_in_four_is_slower():
 
 
 def test_evaluators_sleep_side_by_side_but_each_has_one_shard():
-    async def both(first: int, second: int) -> list[Scored | Failed]:
+    async def both(first: int, second: int) -> tuple[Scored | Failed, ...]:
         evaluators = SleepingEvaluators(0.001)
         return await asyncio.gather(evaluators.run(first, JOB), evaluators.run(second, JOB))
 
@@ -82,6 +82,8 @@ SIMULATED = Simulated(
     quarter_cpu_s=(0.02, 0.02, 0.02, 0.02),
     noop_s=(0.1, 0.2),
     noop_cpu_s=(0.01, 0.03),
+    reporting_s=(0.5, 0.7),
+    reporting_cpu_s=(0.04, 0.04),
     wall_s=1100.0,
     work_s=8000.0,
     occupancy=0.9,
@@ -94,6 +96,7 @@ def test_what_follows_from_the_figures():
     assert SIMULATED.overhead_s == pytest.approx(0.1)
     assert SIMULATED.rows_per_s == 20
     assert SIMULATED.ratio == pytest.approx(2)
+    assert SIMULATED.reporting_ratio == pytest.approx(0.5)
     assert SIMULATED.cpu_ratio == pytest.approx(1)
     assert SIMULATED.driver_growth == 36_000_000
     assert SIMULATED.driver_growth_per_trial == 20_000
@@ -106,7 +109,7 @@ def test_tables(capsys):
     render(_time_table([SIMULATED, replace(SIMULATED, occupancy=None)]))
     render(_memory_table([SIMULATED]))
     shown = capsys.readouterr().out
-    for text in ("0.100, 0.200", "90.0%", "100, 120, 136", "0.400, 0.300, 0.300, 0.200", "1,000"):
+    for text in ("0.100, 0.200", "0.500, 0.700", "90.0%", "100, 120, 136", "0.400, 0.300, 0.300, 0.200", "1,000"):
         assert text in shown
 
 
@@ -147,7 +150,7 @@ def test_a_simulated_sweep():
     assert 0 < row["occupancy"] < 1
     assert all(memory["driver"] > 50_000_000 and memory["gcs"] > 10_000_000 for memory in row["memory"])
     assert row["wall_s"] > row["work_s"] / 2
-    assert min(*row["noop_s"], *row["noop_cpu_s"], row["trial_s"], row["trial_cpu_s"]) > 0
+    assert min(*row["noop_s"], *row["noop_cpu_s"], *row["reporting_s"], row["trial_s"], row["trial_cpu_s"]) > 0
 
 
 @pytest.mark.parametrize(

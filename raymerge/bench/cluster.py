@@ -47,7 +47,8 @@ class Simulated:
     concurrent: trials at once, on both sides.
     trial_s, trial_cpu_s: seconds per trial after the warm-up, and processor time of the driver.
     quarter_s, quarter_cpu_s: the same in each quarter of the trials.
-    noop_s, noop_cpu_s: the same of Tune alone, before and after the sweep.
+    noop_s, noop_cpu_s: the same of a trial of Tune alone that reports once, before and after the sweep.
+    reporting_s, reporting_cpu_s: the same of one that reports as often as a trial has tasks.
     wall_s, work_s: of the whole sweep, and what evaluators spent on shards, added up.
     rows: written to Parquet.
     memory: before the sweep, after the warm-up, at the end.
@@ -64,6 +65,8 @@ class Simulated:
     quarter_cpu_s: tuple[float, ...]
     noop_s: tuple[float, float]
     noop_cpu_s: tuple[float, float]
+    reporting_s: tuple[float, float]
+    reporting_cpu_s: tuple[float, float]
     wall_s: float
     work_s: float
     occupancy: float | None
@@ -81,12 +84,17 @@ class Simulated:
 
     @property
     def ratio(self) -> float:
-        """Of a trial to one that does nothing; says something where shards take no time."""
+        """Of a trial to one that reports once; says something where shards take no time."""
         return self.trial_s / statistics.mean(self.noop_s)
 
     @property
+    def reporting_ratio(self) -> float:
+        """Of a trial to one that does nothing but report task by task."""
+        return self.trial_s / statistics.mean(self.reporting_s)
+
+    @property
     def cpu_ratio(self) -> float:
-        """The same of the processor time, which other work on the machine hardly changes."""
+        """Of processor time to that of one that reports once; other work on the machine changes it less."""
         return self.trial_cpu_s / statistics.mean(self.noop_cpu_s)
 
     @property
@@ -101,7 +109,15 @@ class Simulated:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-like, with what follows from the figures."""
-        names = ("overhead_s", "rows_per_s", "ratio", "cpu_ratio", "driver_growth", "driver_growth_per_trial")
+        names = (
+            "overhead_s",
+            "rows_per_s",
+            "ratio",
+            "reporting_ratio",
+            "cpu_ratio",
+            "driver_growth",
+            "driver_growth_per_trial",
+        )
         memory = [{"driver": m.driver, "gcs": m.gcs} for m in self.memory]
         return {**self.__dict__, "memory": memory, **{name: getattr(self, name) for name in names}}
 
@@ -141,17 +157,20 @@ def simulate(
         min_trials: suggestions of Optuna over all cells; references and tests come on top.
         shard_s: seconds of a shard; every fourth evaluator takes twice as long.
         per_process: evaluators that share a process.
-        noop: trials of Tune alone, before the sweep and after it.
+        noop: trials of Tune alone, before the sweep and after it; a quarter as many that report task by task.
     """
     concurrent = num_trials(num_evaluators, NUM_TASKS)
     spec, suite, cells = _sweep_of(min_trials)
     title = f"{num_evaluators} evaluators, {shard_s:g} s a shard"
 
-    def tune_alone() -> tuple[float, float]:
-        report(f"{title}: {noop} trials of Tune alone")
-        return steady_s(noop_trials(noop, concurrent), warm_up(noop))
+    def tune_alone(num_trials: int, num_reports: int) -> tuple[float, float]:
+        report(f"{title}: {num_trials} trials of Tune alone, {num_reports} reports each")
+        return steady_s(noop_trials(num_trials, concurrent, num_reports), warm_up(num_trials))
 
-    before = tune_alone()
+    def references() -> list[tuple[float, float]]:
+        return [tune_alone(noop, 1), tune_alone(max(4, noop // 4), NUM_TASKS)]
+
+    before = references()
     completions: Completions = []
     memory: list[Memory] = []
     rows = 0
@@ -180,7 +199,7 @@ def simulate(
         wall_s = completions[-1][0] - started
         memory.append(_memory())
         processes = -(-pool.joined.most // per_process)
-    after = tune_alone()
+    after = references()
     trial_s, trial_cpu_s = steady_s(completions, warm_up(len(completions)))
     quarter_s, quarter_cpu_s = zip(*quarters(completions), strict=True)
     return Simulated(
@@ -193,8 +212,10 @@ def simulate(
         trial_cpu_s=trial_cpu_s,
         quarter_s=quarter_s,
         quarter_cpu_s=quarter_cpu_s,
-        noop_s=(before[0], after[0]),
-        noop_cpu_s=(before[1], after[1]),
+        noop_s=(before[0][0], after[0][0]),
+        noop_cpu_s=(before[0][1], after[0][1]),
+        reporting_s=(before[1][0], after[1][0]),
+        reporting_cpu_s=(before[1][1], after[1][1]),
         wall_s=wall_s,
         work_s=stats.busy_s,
         occupancy=stats.occupancy if shard_s else None,

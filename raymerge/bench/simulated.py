@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -121,22 +123,34 @@ def now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def noop_trials(num_trials: int, num_concurrent: int) -> Completions:
-    """Run trials of Tune alone that do nothing, in reused actors.
+def noop_trials(num_trials: int, num_concurrent: int, num_reports: int = 1) -> Completions:
+    """Run trials of Tune alone that do nothing but report, in reused actors.
 
     In a process of its own, so that what Tune keeps of them is nobody else's memory.
     """
     run: Any = ray.remote(num_cpus=0)(_noop_trials)
-    (completions,) = cluster.get([run.remote(num_trials, num_concurrent)])
+    (completions,) = cluster.get([run.remote(num_trials, num_concurrent, num_reports)])
     return completions
 
 
 class NoTrial(tune.Trainable):
-    def setup(self, config: dict[str, Any]) -> None: ...
+    """Does nothing, once all processes are there: else Tune starts and ends them for as long as the trials last."""
+
+    def setup(
+        self, config: dict[str, Any], folder: Path = Path(), num_processes: int = 1, num_reports: int = 1
+    ) -> None:
+        self._folder, self._num_processes = folder, num_processes
+        self._num_reports = self._num_left = num_reports
+        (folder / str(os.getpid())).touch()
+
     def step(self) -> dict[str, Any]:
-        return {"done": True}
+        while len(list(self._folder.iterdir())) < self._num_processes:
+            time.sleep(0.01)
+        self._num_left -= 1
+        return {"done": not self._num_left}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._num_left = self._num_reports
         return True
 
 
@@ -149,11 +163,16 @@ class _Watch(FIFOScheduler):
         self._completions.append(now())
 
 
-def _noop_trials(num_trials: int, num_concurrent: int) -> Completions:
+def _noop_trials(num_trials: int, num_concurrent: int, num_reports: int) -> Completions:
     completions: Completions = []
     with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as folder, tuning.quiet_tune():
+        processes = Path(folder, "processes")
+        processes.mkdir()
+        trial = tune.with_parameters(
+            NoTrial, folder=processes, num_processes=min(num_concurrent, num_trials), num_reports=num_reports
+        )
         tune.Tuner(
-            tune.with_resources(NoTrial, tuning.on_this_node()),
+            tune.with_resources(trial, tuning.on_this_node()),
             tune_config=tune.TuneConfig(
                 num_samples=num_trials,
                 reuse_actors=True,

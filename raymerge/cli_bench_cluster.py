@@ -232,7 +232,7 @@ def _time_table(rows: "Sequence[Simulated]") -> "Table":
     )
     for name in (*names, "No-op Tune, s/trial", "Its CPU", "Ratio", "of CPU", "20 reports, s/trial", "Ratio"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for name in ("Occupancy", "Rows/s"):
+    for name in ("Occupancy", "after warm-up", "Rows/s"):
         grid.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(
@@ -251,6 +251,7 @@ def _time_table(rows: "Sequence[Simulated]") -> "Table":
             ", ".join(f"{seconds:.3f}" for seconds in row.reporting_s),
             f"{row.reporting_ratio:.2f}",
             "" if row.occupancy is None else f"{row.occupancy:.1%}",
+            "" if row.steady_occupancy is None else f"{row.steady_occupancy:.1%}",
             f"{row.rows_per_s:.0f}",
         )
     return grid

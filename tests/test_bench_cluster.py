@@ -87,6 +87,7 @@ SIMULATED = Simulated(
     wall_s=1100.0,
     work_s=8000.0,
     occupancy=0.9,
+    steady_occupancy=0.95,
     rows=22000,
     memory=(Memory(100_000_000, 10_000_000), Memory(120_000_000, 20_000_000), Memory(136_000_000, 30_000_000)),
 )
@@ -109,7 +110,15 @@ def test_tables(capsys):
     render(_time_table([SIMULATED, replace(SIMULATED, occupancy=None)]))
     render(_memory_table([SIMULATED]))
     shown = capsys.readouterr().out
-    for text in ("0.100, 0.200", "0.500, 0.700", "90.0%", "100, 120, 136", "0.400, 0.300, 0.300, 0.200", "1,000"):
+    for text in (
+        "0.100, 0.200",
+        "0.500, 0.700",
+        "90.0%",
+        "95.0%",
+        "100, 120, 136",
+        "0.400, 0.300, 0.300, 0.200",
+        "1,000",
+    ):
         assert text in shown
 
 
@@ -144,10 +153,11 @@ def test_a_simulated_sweep():
     assert "sweeping" in done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert (row["evaluators"], row["processes"], row["concurrent"], row["shard_s"]) == (2, 2, 2, 0.001)
-    assert row["trials"] == 12 + 1 + 4, "one cell, its test, zero-shot model and experts on both splits"
-    assert row["rows"] == 17 * 21
-    assert row["work_s"] == pytest.approx(17 * 20 * 0.001, rel=0.01)
+    assert row["trials"] == 12 + 3 + 4, "three cells, their tests, zero-shot model and experts on both splits"
+    assert row["rows"] == 19 * 21
+    assert row["work_s"] == pytest.approx(19 * 20 * 0.001, rel=0.01)
     assert 0 < row["occupancy"] < 1
+    assert 0 < row["steady_occupancy"] < 1
     assert all(memory["driver"] > 50_000_000 and memory["gcs"] > 10_000_000 for memory in row["memory"])
     assert row["wall_s"] > row["work_s"] / 2
     assert min(*row["noop_s"], *row["noop_cpu_s"], *row["reporting_s"], row["trial_s"], row["trial_cpu_s"]) > 0

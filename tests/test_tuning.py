@@ -399,5 +399,5 @@ def test_tune_keeps_no_trial_that_has_ended():
     done = subprocess.run([sys.executable, "-c", ALIVE], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     trials, most = (int(number) for number in done.stdout.split())
-    assert trials == 40 + 1 + 4
+    assert trials == 40 + 10 + 3 * 4, "ten cells and their tests, references of three backbones"
     assert most <= 6, "those that run, wait or end"

@@ -16,7 +16,7 @@ from typing import Any
 from raymerge.bench.proc import child_named, memory_of
 from raymerge.bench.simulated import Completions, noop_trials, now, simulated_cluster
 from raymerge.driver import Sweep
-from raymerge.records import Cell, TrialRecord
+from raymerge.records import Cell, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter
 from raymerge.suites import Suite, suite_from_json
@@ -27,6 +27,10 @@ NUM_TASKS = 20
 METHODS = ("task-arithmetic", "ties", "tsv-m", "iso-c")
 TRIALS_PER_CELL = 60
 """Suggestions of Optuna, as in a thorough search; a test of the best point follows."""
+MIN_CELLS = 20
+"""Cells have fewer trials where there are few trials: a cell waits for the outcomes of a batch, as in any sweep, and
+others have to be there meanwhile."""
+BATCH = 4
 WARM_UP = 200
 """Trials after which nothing more should be kept. Fewer where there are few trials: a quarter."""
 
@@ -50,6 +54,7 @@ class Simulated:
     noop_s, noop_cpu_s: the same of a trial of Tune alone that reports once, before and after the sweep.
     reporting_s, reporting_cpu_s: the same of one that reports as often as a trial has tasks.
     wall_s, work_s: of the whole sweep, and what evaluators spent on shards, added up.
+    occupancy, steady_occupancy: of the whole sweep, which begins with processes that start, and after the warm-up.
     rows: written to Parquet.
     memory: before the sweep, after the warm-up, at the end.
     """
@@ -70,6 +75,7 @@ class Simulated:
     wall_s: float
     work_s: float
     occupancy: float | None
+    steady_occupancy: float | None
     rows: int
     memory: tuple[Memory, Memory, Memory]
 
@@ -173,6 +179,7 @@ def simulate(
     before = references()
     completions: Completions = []
     memory: list[Memory] = []
+    warm: list[ServiceStats] = []
     rows = 0
     with (
         tempfile.TemporaryDirectory(prefix="raymerge-bench-") as folder,
@@ -188,6 +195,7 @@ def simulate(
             completions.append(now())
             if len(completions) == warm_up(min_trials):
                 memory.append(_memory())
+                warm.append(pool.view.observe().stats)
             if len(completions) % 500 == 0:
                 report(f"{title}: {len(completions)} trials")
 
@@ -219,6 +227,7 @@ def simulate(
         wall_s=wall_s,
         work_s=stats.busy_s,
         occupancy=stats.occupancy if shard_s else None,
+        steady_occupancy=stats.since(warm[0]).occupancy if shard_s else None,
         rows=rows,
         memory=(memory[0], memory[1], memory[2]),
     )
@@ -226,7 +235,7 @@ def simulate(
 
 def _sweep_of(min_trials: int) -> tuple[SweepSpec, Suite, list[Cell]]:
     """As many cells as the trials take, 20 tasks each, over as many backbones as that makes."""
-    per_cell = min(TRIALS_PER_CELL, min_trials)
+    per_cell = min(TRIALS_PER_CELL, max(BATCH, min_trials // MIN_CELLS))
     num_cells = -(-min_trials // per_cell)
     backbones = [f"B{i}" for i in range(-(-num_cells // len(METHODS)))]
     suite = _suite(backbones)
@@ -238,7 +247,7 @@ def _sweep_of(min_trials: int) -> tuple[SweepSpec, Suite, list[Cell]]:
             "suite": suite.name,
             "num_tasks": [NUM_TASKS],
             "methods": {method: {"alpha": {"low": 0.01, "high": 3.0, "step": 0.01}} for method in METHODS},
-            "search": {"trials": per_cell, "prune": None},
+            "search": {"trials": per_cell, "batch": BATCH, "prune": None},
         }
     )
     return spec, suite, cells

@@ -15,8 +15,8 @@ IMAGES_PER_S: Mapping[str, float] = {"ViT-B-32": 3750.0, "ViT-B-16": 940.0, "ViT
 """Of one GPU that sustains 33 TFLOP/s. Assumed: 8.8, 35 and 162 GFLOP per image."""
 SWITCH_S = 0.05
 """Other weights on one evaluator. Assumed for a GPU that holds the update already."""
-TRIAL_S = 0.13
-"""Of the driver, measured on two busy cores (docs/performance.md)."""
+TRIAL_S = 0.035
+"""Of the driver, measured on two busy cores with 64 evaluators (docs/performance.md)."""
 _ISO_CTS, _TIES, _SUM = 1073.0, 388.0, 82.0
 MERGE_S: Mapping[str, float] = {
     "weight-averaging": _SUM,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymerge.cli_bench_chaos import bench_chaos
+from raymerge.cli_bench_cluster import bench_cluster
 from raymerge.cli_bench_evaluate import INTERRUPTED, bench_agreement, bench_evaluate
 from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
 from raymerge.cli_suite import known_names
@@ -30,6 +31,7 @@ bench = typer.Typer(help="Measure what raymerge costs on this machine.", no_args
 bench.command("evaluate")(bench_evaluate)
 bench.command("agreement")(bench_agreement)
 bench.command("chaos")(bench_chaos)
+bench.command("cluster")(bench_cluster)
 
 
 class Spectrum(enum.StrEnum):
@@ -139,11 +141,12 @@ def bench_memory(
 ) -> None:
     """Measure the peak memory of raymerge merge over checkpoints of a published size, made of random numbers."""
     with errors_told(debug, interrupted=INTERRUPTED), interruptible():
+        from raymerge.bench.proc import has_proc
         from raymerge.bench.shapes import TOWERS
         from raymerge.methods import declared_methods
         from raymerge.progress import StderrConsole, watching
 
-        if not Path("/proc/self/status").is_file():
+        if not has_proc():
             raise UsageError("raymerge bench memory reads /proc, which this system lacks; run it on Linux.")
         known = {name: m for name, m in declared_methods().items() if m.merge is not None and not m.moments}
         chosen = known_names(methods or list(known), known, "--method: there is none to measure called")

@@ -41,6 +41,8 @@ SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 LOCAL = {
     # a process that merged keeps torch imported: importing it takes longer than most merges
     "RAY_num_workers_soft_limit": "64",
+    # Ray's GCS would remember 100,000 tasks for a dashboard that is not there: 0.1 MB per trial
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 

@@ -6,6 +6,7 @@ queued again, before all others.
 """
 
 import asyncio
+import contextlib
 import heapq
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, Task
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
+TOGETHER_S = 0.1
+"""How long news of a trial waits for more: every answer costs Tune a turn of its event loop, which trials share."""
 IDLE_S = 1.0
 """After which an evaluator without work is asked whether it is alive, lest its death count against the next shard."""
 
@@ -109,9 +112,12 @@ class _Member:
 
 
 class Dispatcher:
-    def __init__(self, sweep: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, sweep: str = "", clock: Callable[[], float] = time.monotonic, together_s: float = TOGETHER_S
+    ) -> None:
         self._metrics = ServiceMetrics(sweep)
         self._clock = clock
+        self._together_s = together_s
         self._members: dict[str, _Member] = {}
         self._retired: set[str] = set()
         self._lost: list[str] = []
@@ -223,11 +229,20 @@ class Dispatcher:
         while len(ticket.complete) <= num_known and not ticket.done:
             ticket.changed.clear()
             await ticket.changed.wait()
+        if not ticket.done and self._together_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._done(ticket), self._together_s)
         fresh = ticket.complete[num_known:]
         occupancy = ticket.occupancy
         if occupancy is None and ticket.submitted:  # it may be stopped after these scores
             occupancy = self._stats().since(ticket.since).occupancy
         return Progress(fresh, len(ticket.complete), ticket.done, ticket.error, occupancy)
+
+    @staticmethod
+    async def _done(ticket: _Ticket) -> None:
+        while not ticket.done:
+            ticket.changed.clear()
+            await ticket.changed.wait()
 
     async def forget(self, trial_ids: Sequence[str]) -> None:
         """Drop what is left of some trials."""

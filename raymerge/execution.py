@@ -224,8 +224,7 @@ def _run(
     )
 
     def max_trials() -> int:
-        # enough that evaluators find shards while one trial ends and the next begins
-        return 2 + 2 * pool.joined.num_wanted // smallest
+        return tuning.num_trials(pool.joined.num_wanted, smallest)
 
     def max_merges() -> int:
         return max(1, int(max(place.slots.reserved(pool.num_cpus), pool.num_cpus_free)))

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -71,14 +72,54 @@ class TrialCoordinator(tune.Trainable):
         }
 
 
+class FinishedTrials:
+    """Has Tune forget the trials that it has finished with, of which it keeps 0.1 MB each to the end of the experiment.
+
+    A trial is noted as it completes, while Tune still works on it, and forgotten at the next call of `forget`. This
+    reaches into Ray's own attributes: where another version lacks them, trials stay, and nothing else happens.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[Any, Any]] = []
+
+    def note(self, controller: Any, trial: Any) -> None:
+        self._noted.append((controller, trial))
+
+    def forget(self) -> None:
+        left = []
+        for controller, trial in self._noted:
+            try:
+                if trial.status == "TERMINATED" and trial not in controller._trial_to_actor:
+                    self._forget(controller, trial)
+                else:
+                    left.append((controller, trial))
+            except Exception as error:
+                logger.debug("Tune keeps a trial that has ended", exc_info=error)
+        self._noted = left
+
+    @staticmethod
+    def _forget(controller: Any, trial: Any) -> None:
+        """Drop what it holds, then the trial itself, which Tune would write down at the end of the experiment."""
+        trial.set_ray_actor(None)
+        trial._default_result_or_future = None  # of a remote call, whose answer nobody reads
+        trials: list[Any] = controller._trials
+        if len(trials) > 1:  # were there none at the end, Tune would look for them on disk
+            by_state, to_write = controller._stopped_trials, controller._trials_to_cache
+            trials.remove(trial)
+            by_state.discard(trial)
+            to_write.discard(trial)
+
+
 class SweepSearcher(Searcher):
     """Tune's view of the driver: what to run next. The search itself is OptunaSearch, one per cell (search.py)."""
 
-    def __init__(self, bridge: "_Bridge"):
+    def __init__(self, bridge: "_Bridge", finished: FinishedTrials):
         super().__init__(metric="num_scored", mode="max")
         self._bridge = bridge
+        self._finished = finished
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        self._finished.forget()
         return self._bridge.suggest(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -98,12 +139,24 @@ class SweepSearcher(Searcher):
 class SweepScheduler(FIFOScheduler):
     """Tells the driver every score, and stops the trials that it calls hopeless."""
 
-    def __init__(self, bridge: "_Bridge"):
+    def __init__(self, bridge: "_Bridge", finished: FinishedTrials):
         super().__init__()
         self._bridge = bridge
+        self._finished = finished
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return TrialScheduler.CONTINUE if self._bridge.report(trial.trial_id, result) else TrialScheduler.STOP
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, result)
+        self._finished.note(tune_controller, trial)
+
+
+class _NoProgress(TrialProgressCallback):
+    """In place of Tune's own, which keeps every trial, although it prints nothing at this verbosity."""
+
+    def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None: ...
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None: ...
 
 
 class _Bridge:
@@ -247,6 +300,11 @@ class _Bridge:
             self._waiting.remove(trial)
 
 
+def num_trials(num_evaluators: int, num_tasks: int) -> int:
+    """How many trials run at once: enough that evaluators find shards while one trial ends and the next begins."""
+    return 2 + 2 * num_evaluators // num_tasks
+
+
 def run_tune(
     sweep: Sweep,
     merges: MergeJobs,
@@ -266,15 +324,16 @@ def run_tune(
         tracked_by: shown every trial and its scores.
     """
     bridge = _Bridge(sweep, merges, dispatcher, pool, max_trials, stopping)
-    callbacks: list[Any] = []
+    finished = FinishedTrials()
+    callbacks: list[Any] = [_NoProgress()]
     if tracked_by:
         callbacks.append(trackers.TrackerCallback(tracked_by, sweep.spec.name, bridge.look))
     with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune():
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), _on_this_node()),
+            tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), on_this_node()),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(bridge),
-                scheduler=SweepScheduler(bridge),
+                search_alg=SweepSearcher(bridge, finished),
+                scheduler=SweepScheduler(bridge, finished),
                 num_samples=-1,
                 reuse_actors=True,
             ),
@@ -291,7 +350,7 @@ def run_tune(
         raise bridge.error
 
 
-def _on_this_node() -> dict[str, float]:
+def on_this_node() -> dict[str, float]:
     """Resources that only the driver's node has: no trial is lost with another one."""
     here = ray.get_runtime_context().get_node_id()
     (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)

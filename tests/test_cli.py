@@ -68,7 +68,7 @@ class FakeSweep:
         self.error = error
         self.calls: list[dict] = []
 
-    def __call__(self, spec, output_dir, listener, *, address=None, debug=False):
+    def __call__(self, spec, output_dir, listener, *, address=None, debug=False, abandon=None):
         self.calls.append({"spec": spec, "output_dir": output_dir, "address": address, "debug": debug})
         listener.stage("starting Ray")
         print("something that a library prints")

@@ -110,10 +110,10 @@ async def join(dispatcher: Dispatcher, evaluator_id: str) -> FakeEvaluator:
 
 
 async def started(
-    num_evaluators: int, *, gate: bool = True, clock: Clock | None = None
+    num_evaluators: int, *, gate: bool = True, clock: Clock | None = None, together_s: float = 0.0
 ) -> tuple[Dispatcher, list[FakeEvaluator]]:
     """A dispatcher and evaluators called e0, e1, ..."""
-    dispatcher = Dispatcher(clock=clock or Clock())
+    dispatcher = Dispatcher(clock=clock or Clock(), together_s=together_s)
     evaluators = [await join(dispatcher, f"e{i}") for i in range(num_evaluators)]
     if gate:
         await dispatcher.open_gate(0)
@@ -176,6 +176,39 @@ async def test_a_task_is_news_once_all_its_shards_are_in():
     assert not waiting.done(), "what is known is no news"
     await a.answer(7)
     assert (await waiting) == Progress([TaskScore("T0", 11, 16, 1.0)], num_scored=2, done=True)
+
+
+@asynchronous
+async def test_news_waits_for_more_until_the_trial_is_done():
+    dispatcher, (a,) = await started(1, together_s=600.0)
+    await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2")])
+    waiting = asyncio.create_task(dispatcher.progress("x"))
+    await a.answer(1)
+    await a.answer(2)
+    assert not waiting.done()
+    await a.answer(3)
+    assert waiting.done()
+    progress = await waiting
+    assert ([score.correct for score in progress.scores], progress.num_scored, progress.done) == ([1, 2, 3], 3, True)
+    await submit(dispatcher, "y", [job("T0"), job("T1")])
+    waiting = asyncio.create_task(dispatcher.progress("y"))
+    await a.answer(1)
+    assert not waiting.done()
+    await dispatcher.forget(["y"])
+    await react()
+    assert (await waiting).done, "nobody waits for a trial that has ended"
+
+
+@asynchronous
+async def test_news_does_not_wait_for_ever():
+    dispatcher, (a,) = await started(1, together_s=0.001)
+    await submit(dispatcher, "x", [job("T0"), job("T1")])
+    waiting = asyncio.create_task(dispatcher.progress("x"))
+    await a.answer(1)
+    assert await waiting == Progress([TaskScore("T0", 1, 10, 0.5)], num_scored=1, done=False)
+    waiting = asyncio.create_task(dispatcher.progress("x", 1))
+    await a.answer(2)
+    assert await waiting == Progress([TaskScore("T1", 2, 10, 0.5)], num_scored=2, done=True)
 
 
 @asynchronous

@@ -1,6 +1,8 @@
 """Tune's side of the driver without Tune: who gets which trial, when processes die and when evaluators join."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +15,7 @@ from raymerge.driver import Sweep
 from raymerge.errors import ClusterError
 from raymerge.merge_jobs import MergeJobs
 from raymerge.records import EvalJob, TaskScore, TrialRecord, content_id
-from raymerge.tuning import MAX_CRASHES, _Bridge
+from raymerge.tuning import MAX_CRASHES, FinishedTrials, _Bridge
 
 
 class FakeDispatcher:
@@ -286,3 +288,116 @@ def whole_sweep(world: World, seed: int = 0, crash_rate: float = 0.0) -> dict[st
 @pytest.mark.parametrize("seed", range(3))
 def test_crashes_change_no_number(seed):
     assert outcomes(whole_sweep(World(), seed, 0.3)) == outcomes(whole_sweep(World(), 100))
+
+
+# --- trials that Tune has finished with ---------------------------------------------------------------------------
+
+
+class TuneTrial:
+    def __init__(self, status: str = "RUNNING") -> None:
+        self.status = status
+        self.actor: Any = "actor"
+        self._default_result_or_future: Any = "future"
+
+    def set_ray_actor(self, actor: Any) -> None:
+        self.actor = actor
+
+
+class TuneController:
+    def __init__(self, *trials: TuneTrial) -> None:
+        self._trials = list(trials)
+        self._trial_to_actor = dict.fromkeys(trials, "actor")
+        self._stopped_trials: set[TuneTrial] = set()
+        self._trials_to_cache = set(trials)
+
+    def stop(self, trial: TuneTrial) -> None:
+        trial.status = "TERMINATED"
+        self._stopped_trials.add(trial)
+        del self._trial_to_actor[trial]
+
+
+def test_a_trial_is_forgotten_once_tune_is_done_with_it():
+    first, second = TuneTrial(), TuneTrial()
+    controller = TuneController(first, second)
+    finished = FinishedTrials()
+    finished.note(controller, first)
+    finished.forget()
+    assert (first.actor, controller._trials) == ("actor", [first, second]), "Tune still works on it"
+    first.status = "TERMINATED"
+    finished.forget()
+    assert controller._trials == [first, second], "its process is still its own"
+    controller.stop(first)
+    finished.forget()
+    assert (first.actor, first._default_result_or_future) == (None, None)
+    assert (controller._trials, controller._stopped_trials, controller._trials_to_cache) == ([second], set(), {second})
+    assert second.actor == "actor"
+
+
+def test_the_last_trial_stays():
+    first, second = TuneTrial(), TuneTrial()
+    controller = TuneController(first)
+    finished = FinishedTrials()
+    finished.note(controller, first)
+    controller.stop(first)
+    finished.forget()
+    assert controller._trials == [first]
+    assert first.actor is None
+    controller._trials.append(second)
+    finished.note(controller, second)
+    controller._trial_to_actor[second] = "actor"
+    controller.stop(second)
+    finished.forget()
+    finished.forget()
+    assert controller._trials == [first]
+
+
+def test_other_internals_of_tune_are_no_error(caplog):
+    caplog.set_level("DEBUG", logger="raymerge.tuning")
+    trial, other = TuneTrial(), TuneTrial()
+    without = TuneController(trial, other)
+    without.stop(trial)
+    del without._stopped_trials
+    finished = FinishedTrials()
+    finished.note(object(), TuneTrial("TERMINATED"))
+    finished.note(object(), object())
+    finished.note(without, trial)
+    finished.forget()
+    assert without._trials == [trial, other], "all or nothing"
+    assert [record.levelname for record in caplog.records] == ["DEBUG"] * 3
+    finished.forget()
+    assert len(caplog.records) == 3, "it is not tried again"
+
+
+ALIVE = """
+import gc, sys
+
+from ray.tune.experiment import Trial
+
+from raymerge import cluster, tuning
+from raymerge.bench import cluster as bench
+
+counts = []
+
+
+class Watched(tuning.FinishedTrials):
+    def forget(self):
+        super().forget()
+        gc.collect()
+        counts.append(sum(isinstance(value, Trial) for value in gc.get_objects()))
+
+
+tuning.FinishedTrials = Watched
+if __name__ == "__main__":
+    with cluster.connected(None):
+        found = bench.simulate(40, 2, shard_s=0.0, per_process=2, noop=4)
+    print(found.trials, max(counts))
+"""
+
+
+@pytest.mark.ray
+def test_tune_keeps_no_trial_that_has_ended():
+    done = subprocess.run([sys.executable, "-c", ALIVE], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    trials, most = (int(number) for number in done.stdout.split())
+    assert trials == 40 + 10 + 3 * 4, "ten cells and their tests, references of three backbones"
+    assert most <= 6, "those that run, wait or end"

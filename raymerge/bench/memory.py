@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from raymerge.bench.proc import memory_of
 from raymerge.bench.shapes import Tower, state_of
 from raymerge.checkpoints import save_state_dict
 from raymerge.errors import RaymergeError
@@ -92,7 +93,7 @@ def measure(folder: Path, method: str, num_tasks: int) -> Peak:
     ):
         try:
             while child.poll() is None:
-                sizes = _memory_of(child.pid)
+                sizes = memory_of(child.pid)
                 private = max(private, sizes.get("RssAnon", 0))
                 resident = max(resident, sizes.get("VmHWM", 0))
                 time.sleep(SAMPLE_S)
@@ -113,13 +114,3 @@ def _noise(tower: Tower, seed: int, scale: float) -> dict[str, Tensor]:
 
 def _is_visual(name: str) -> bool:
     return ".visual." in name
-
-
-def _memory_of(pid: int) -> dict[str, int]:
-    """Bytes by the names of /proc/PID/status; empty once the process has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    fields = (line.split() for line in lines if line.startswith(("Rss", "VmHWM")))
-    return {name.rstrip(":"): 1024 * int(size) for name, size, _ in fields}

@@ -130,7 +130,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield Slots(per_core=2, fixed=cores) if address is None else Slots()
+        yield Slots(per_core=2, fixed=float(cores)) if address is None else Slots()
     finally:
         ray.shutdown()
 

@@ -106,7 +106,8 @@ def test_what_follows_from_the_figures():
     assert value["overhead_s"] == SIMULATED.overhead_s
 
 
-def test_tables(capsys):
+def test_tables(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     render(_time_table([SIMULATED, replace(SIMULATED, occupancy=None)]))
     render(_memory_table([SIMULATED]))
     shown = capsys.readouterr().out
@@ -131,7 +132,9 @@ def test_seconds_per_trial():
 
 
 def test_processes_are_found_by_name_among_own_children():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    own_name = "import sys; open('/proc/self/comm', 'w').write('one-of-mine'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", own_name], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
         name = Path(f"/proc/{child.pid}/comm").read_text().strip()
         assert proc.child_named(name) == child.pid
         assert proc.memory_of(child.pid)["VmRSS"] > 100_000

@@ -1,6 +1,6 @@
 """Sweeps that lose machines, processes, memory and disks, on real Ray nodes: the summary is that of a quiet sweep.
 
-Only the shortest run with all tests; the others take minutes: `pytest --faults tests/test_faults.py`.
+The first one runs with all tests; the others take minutes: `pytest -n 0 --faults -m faults`.
 """
 
 import os
@@ -253,6 +253,7 @@ def test_the_driver_is_killed_and_its_cluster_stays(spec_file, home, quiet, tmp_
         nodes.close()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["sigterm", "twice"])
 def test_signals_end_a_sweep_and_keep_what_is_finished(signals, spec_file, home, quiet, tmp_path):
     output = tmp_path / "out"

@@ -58,11 +58,11 @@ def test_logits_are_those_of_the_published_code(tmp_path, quick_gelu):
     for task in CLASSES:
         check_expert(suite, NAME, task)
         assert suite.expert_path(NAME, task).suffix == ".pt"
-        torch.testing.assert_close(our_logits(suite, task, images), expected[task], atol=1e-5, rtol=0)
+        torch.testing.assert_close(our_logits(suite, task, images), expected[task], atol=2e-5, rtol=0)
     convert_suite(suite, {NAME: list(CLASSES)})
     for task in CLASSES:
         assert suite.expert_path(NAME, task).suffix == suite.head_path(NAME, task).suffix == ".safetensors"
-        torch.testing.assert_close(our_logits(suite, task, images), expected[task], atol=1e-5, rtol=0)
+        torch.testing.assert_close(our_logits(suite, task, images), expected[task], atol=2e-5, rtol=0)
 
 
 def test_the_activation_matters_more_than_the_tolerance(tmp_path):

@@ -685,7 +685,7 @@ def test_columns_of_version_1(monkeypatch):
     )
     assert " ".join(schemas.trials.names) == shared + (
         "stage split status error generation index alpha point objective objective_value average_accuracy "
-        "average_normalized_accuracy denominators num_scored trial_s images device precision finished_at"
+        "average_normalized_accuracy denominators num_scored trial_s images occupancy device precision finished_at"
     )
     assert " ".join(schemas.summary.names) == (
         "sweep spec_hash suite profile suite_seed tasks backbone num_tasks method status error alpha val_accuracy "

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +55,7 @@ def bench_chaos(
                 report=view.stage,
             )
         if as_json:
-            write_json({"seed": seed, "nodes": nodes, **asdict(chaos), "is_fine": chaos.is_fine})
+            write_json({"seed": seed, "nodes": nodes, **vars(chaos), "is_fine": chaos.is_fine})
         else:
             killed = ", ".join(f"{count} {kind}" for kind, count in chaos.kills.most_common())
             write(

@@ -91,6 +91,7 @@ LAYERS = {
     "raymerge.worker": 4,
     "raymerge.yaml_file": 4,
     "raymerge.bench": 5,
+    "raymerge.charts": 5,
     "raymerge.event_log": 5,
     "raymerge.bench.simulated": 4,
     "raymerge.bench.sleeping": 4,

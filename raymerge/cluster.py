@@ -21,9 +21,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.dispatcher import Dispatcher, Observation
-from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError
+from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError, first_line
 from raymerge.evaluation_choice import EvaluationChoice, common_choice
-from raymerge.evaluator_pool import ActorLost, Node, describe, describe_needs
+from raymerge.evaluator_pool import ActorLost, Node, cpus_of, describe, describe_needs
 from raymerge.evaluator_pool import slots as room_for
 from raymerge.node_files import NodeFiles
 from raymerge.records import content_id
@@ -122,7 +122,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = f"at '{address}'" if address else "on this machine"
         raise ClusterError(
-            f"no Ray cluster {where} ({_first_line(error)}). Is it running? See docs/cluster.md."
+            f"no Ray cluster {where} ({first_line(error)}). Is it running? See docs/cluster.md."
         ) from None
     except SystemExit:  # SIGTERM met the handler that Ray puts in place
         raise KeyboardInterrupt from None
@@ -209,7 +209,7 @@ def check_room(resources: ResourceSettings, slots: Slots, *, may_grow: bool) -> 
         ClusterError: there is no room for the evaluators.
     """
     nodes, needs = alive_nodes(), needs_of(resources)
-    fits = sum(room_for(nodes, needs, slots.reserved(sum(node.resources.get("CPU", 0.0) for node in nodes))).values())
+    fits = sum(room_for(nodes, needs, slots.reserved(cpus_of(nodes))).values())
     wanted = 1 if resources.evaluators == "auto" else resources.evaluators
     if may_grow and resources.evaluators != "auto":
         with contextlib.suppress(RayError, RuntimeError):
@@ -225,15 +225,19 @@ def survey_nodes(
     suite: Suite, tasks: Mapping[str, Sequence[str]], moments: Path | None, node_ids: Sequence[str]
 ) -> dict[str, NodeFiles]:
     """What every node has of a sweep's files, by node id; one that does not answer is absent."""
-    look: Any = ray.remote(num_cpus=0)(_survey)
-    asked = {
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            suite, tasks, moments
-        ): node_id
-        for node_id in node_ids
-    }
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SURVEY_S)
-    found: dict[str, NodeFiles] = {}
+    return ask_nodes(ray.remote(num_cpus=0)(_survey), node_ids, suite, tasks, moments, timeout_s=SURVEY_S)
+
+
+def on_node(node_id: str) -> dict[str, Any]:
+    """Options that keep a task or an actor on one node."""
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def ask_nodes(task: Any, node_ids: Sequence[str], *arguments: Any, timeout_s: float) -> dict[str, Any]:
+    """What a task returns on each of some nodes, by node id; one that fails or does not answer in time is absent."""
+    asked = {task.options(**on_node(node_id)).remote(*arguments): node_id for node_id in node_ids}
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    found: dict[str, Any] = {}
     for reference in done:
         with contextlib.suppress(RayError):  # it has left meanwhile
             found[asked[reference]] = ray.get(reference)
@@ -362,9 +366,7 @@ def start_evaluator(
         batch_sizes: by backbone, where they were measured.
         node_id: where; None: anywhere.
     """
-    options: dict[str, Any] = {}
-    if node_id is not None:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    options = {} if node_id is None else on_node(node_id)
     actor: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, **options)(
         _EvalActor
     )
@@ -376,8 +378,7 @@ def start_dispatcher(sweep: str) -> tuple[str, Any]:
     """Start the queue that feeds the evaluators, on this node. Returns the name of the sweep, and its handle."""
     name = f"{SWEEP}{uuid.uuid4().hex[:12]}"
     actor: Any = ray.remote(Dispatcher)
-    here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-    dispatcher = actor.options(num_cpus=0, name=name, scheduling_strategy=here).remote(sweep)
+    dispatcher = actor.options(num_cpus=0, name=name, **on_node(this_node())).remote(sweep)
     get([dispatcher.observe.remote()])
     return name, dispatcher
 
@@ -406,9 +407,9 @@ class RayView:
         except RayTaskError as error:
             if isinstance(error.cause, RaymergeError):
                 raise error.cause from None
-            raise EvaluationError(f"an evaluator cannot start ({_first_line(error.cause)}).") from error
+            raise EvaluationError(f"an evaluator cannot start ({first_line(error.cause)}).") from error
         except RayError as error:
-            raise ActorLost(_first_line(error)) from None
+            raise ActorLost(first_line(error)) from None
 
     def kill(self, handle: Started) -> None:
         with contextlib.suppress(RayError, ValueError):
@@ -448,7 +449,7 @@ def get(references: Sequence[Any], on_wait: Callable[[], None] = lambda: None, i
             raise error.cause from None
         raise
     except RayError as error:
-        raise ClusterError(f"Ray lost a task ({_first_line(error)}). Start the same command again.") from None
+        raise ClusterError(f"Ray lost a task ({first_line(error)}). Start the same command again.") from None
 
 
 def _threads(resources: ResourceSettings) -> int:
@@ -518,7 +519,3 @@ def _check_task(suite: Suite, backbone: str, task: str, moments: Path | None) ->
     from raymerge.preflight import check_task
 
     return check_task(suite, backbone, task, moments)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

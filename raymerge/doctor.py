@@ -45,20 +45,17 @@ def nodes(
     if address is None:
         return [inspect_node(suite, tasks, moments, full=full)]
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raymerge import cluster
 
     with cluster.connected(address, debug=debug):
-        alive = [node for node in ray.nodes() if node["Alive"]]
         task: Any = ray.remote(num_cpus=0)(inspect_node)
-        references = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                suite, tasks, moments, full=full
-            )
-            for node in alive
-        ]
-        return cluster.get(references)
+        return cluster.get(
+            [
+                task.options(**cluster.on_node(node.node_id)).remote(suite, tasks, moments, full=full)
+                for node in cluster.alive_nodes()
+            ]
+        )
 
 
 def diagnose(spec: SweepSpec, suite: Suite, cells: Sequence[Cell], reports: Sequence[NodeReport]) -> list[Finding]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from raymerge.merge_request import Family, Merge, families_of
 from raymerge.methods import METHODS
-from raymerge.records import Cell, Point, Split, Stage, TaskReference, TaskScore, TrialRecord, content_id
+from raymerge.records import Accuracies, Cell, Point, Split, Stage, TaskReference, TaskScore, TrialRecord, content_id
 from raymerge.search import Search, Suggestion, search_cell
 from raymerge.search_space import SearchSpace, search_space
 from raymerge.selection import select_best
@@ -120,7 +120,7 @@ class Sweep:
         finished: Mapping[str, TrialRecord],
         on_record: Callable[[TrialRecord], None],
         device: str = "",
-        published: Mapping[tuple[str, str, Split], float] | None = None,
+        published: Accuracies | None = None,
     ):
         """
         Args:

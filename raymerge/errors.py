@@ -79,6 +79,11 @@ class UpdateNotHereError(Exception):
     """A merged update cannot be had now. Never shown: whoever wanted it tries again."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a part of a sentence: its first line, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'iso-c'? Known: ...`, the tail of every message about an unknown name."""
     names = sorted(known)

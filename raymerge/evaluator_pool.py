@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from raymerge.dispatcher import Observation
-from raymerge.errors import ClusterError, RaymergeError
+from raymerge.errors import ClusterError, RaymergeError, first_line
 from raymerge.records import ServiceStats
 
 POLL_S = 1.0
@@ -82,6 +82,10 @@ class ClusterView(Protocol):
 
 class ActorLost(Exception):
     """An evaluator died while it started."""
+
+
+def cpus_of(nodes: Iterable[Node]) -> float:
+    return sum(node.resources.get("CPU", 0.0) for node in nodes)
 
 
 def slots(
@@ -337,7 +341,7 @@ class EvaluatorPool:
                 for node_id in nodes.keys() - self._known_nodes.keys():
                     self.notice(f"node {nodes[node_id].host} has joined")
             self._known_nodes = nodes
-            self.num_cpus = sum(node.resources.get("CPU", 0.0) for node in nodes.values())
+            self.num_cpus = cpus_of(nodes.values())
         if self._surveyed != nodes.keys() and not self._surveying:
             self._surveying = True
             self.survey(lambda: self._survey(nodes))
@@ -420,7 +424,7 @@ class EvaluatorPool:
 
         no_merging = self.no_merging()
         useful = [node for node in self.nodes if node.node_id not in self._unfit or node.node_id not in no_merging]
-        reserved = self.reserved(sum(node.resources.get("CPU", 0.0) for node in useful))
+        reserved = self.reserved(cpus_of(useful))
         room = slots(self.nodes, self.needs, reserved, self._unfit, no_merging)
         for node_id in room:
             if node_id not in self._surveyed or is_left_alone(node_id):
@@ -478,8 +482,7 @@ def _told(error: Exception) -> RaymergeError:
     if isinstance(error, RaymergeError):
         return error
     logger.debug("the pool of evaluators failed", exc_info=error)
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return _no_answer(f"({text})")
+    return _no_answer(f"({first_line(error)})")
 
 
 def _no_answer(detail: str) -> ClusterError:

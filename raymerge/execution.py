@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from raymerge import cluster, preparation, trackers, tuning
 from raymerge.dispatcher import Observation
@@ -15,26 +15,14 @@ from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import EvaluatorPool
 from raymerge.merge_jobs import MergeJobs
 from raymerge.methods import METHODS
+from raymerge.plan import SweepInfo
 from raymerge.ray_metrics import TrialMetrics
-from raymerge.records import Cell, ServiceStats, Split, TrialRecord
+from raymerge.records import Accuracies, RunOutcome, ServiceStats, TrialRecord
 from raymerge.search_space import sweep_cells
 from raymerge.suite_nodes import SuiteNodes
 from raymerge.suites import Suite, cache_dir, moments_dir
 from raymerge.suites.published import PublishedSuite
 from raymerge.sweep_spec import SweepSpec
-
-
-@runtime_checkable
-class SweepInfo(Protocol):
-    """What a view may ask of a running sweep."""
-
-    @property
-    def spec(self) -> SweepSpec: ...
-    @property
-    def suite(self) -> Any: ...
-    @property
-    def records(self) -> Mapping[str, TrialRecord]: ...
-    def finished_cells(self) -> list[Cell]: ...
 
 
 @runtime_checkable
@@ -66,9 +54,6 @@ class Listener(Protocol):
         ...
 
 
-RunOutcome = Literal["finished", "interrupted", "failed"]
-
-
 @runtime_checkable
 class Store(Protocol):
     """Where the results of a sweep go. Whoever owns it alone writes them."""
@@ -96,8 +81,6 @@ class Store(Protocol):
         ...
 
 
-Accuracies = Mapping[tuple[str, str, Split], float]
-"""By backbone, task and split."""
 Guard = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
 """Opens a context in which a callable says whether to stop."""
 

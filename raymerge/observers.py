@@ -11,11 +11,11 @@ from typing import Any
 from raymerge.errors import RaymergeError
 from raymerge.event_log import EventLog
 from raymerge.folder import Folder
+from raymerge.plan import SweepInfo
 from raymerge.records import TrialRecord
 from raymerge.status_file import Known, State, StatusWriter
 from raymerge.suites import Suite
 from raymerge.sweep_spec import SweepSpec
-from raymerge.tally import SweepInfo
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from raymerge.errors import OutputError
 from raymerge.folder import Folder, Location, reason
 from raymerge.lease import now
 from raymerge.output_lock import OutputLock, lock_output
-from raymerge.provenance import MAX_RUNS, RUNS, RunOutcome, ended, git_revision, new_run, versions
-from raymerge.records import ServiceStats
+from raymerge.provenance import MAX_RUNS, RUNS, ended, git_revision, new_run, versions
+from raymerge.records import RunOutcome, ServiceStats
 from raymerge.result_schema import RESULTS_VERSION
 
 MANIFEST = "manifest.json"

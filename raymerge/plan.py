@@ -35,6 +35,21 @@ class SuiteInfo(Protocol):
     def expert_path(self, backbone: str, task: str) -> Path: ...
 
 
+@runtime_checkable
+class SweepInfo(Protocol):
+    """The part of raymerge.driver.Sweep that a view needs; the driver itself takes seconds to import."""
+
+    @property
+    def spec(self) -> SweepSpec: ...
+    @property
+    def suite(self) -> SuiteInfo: ...
+    @property
+    def records(self) -> Mapping[str, TrialRecord]: ...
+    def finished_cells(self) -> list[Cell]:
+        """In the order in which they ended."""
+        ...
+
+
 def reference_methods() -> tuple[str, ...]:
     """Scored once per backbone and task; their cells cost nothing beyond that."""
     return tuple(name for name, method in declared_methods().items() if method.kind != "merging")

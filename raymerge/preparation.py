@@ -3,7 +3,6 @@
 All of it on this machine, whose files it makes; `copy_suite` brings them to others.
 """
 
-import contextlib
 import io
 import tarfile
 import tempfile
@@ -14,10 +13,8 @@ from typing import Any
 
 import filelock
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.cluster import Slots, get, this_node
+from raymerge.cluster import Slots, ask_nodes, get, on_node, this_node
 from raymerge.suites import Suite
 from raymerge.suites.demo.recipe import TASK_NAMES, DemoRecipe, make_recipe
 
@@ -57,7 +54,7 @@ def prepare_suite(suite: Suite, slots: Slots, report: Report) -> None:
                 what = f"fine-tuning experts, {finished} of {len(TASK_NAMES)} done"
             report(what, done / sum(shares.values()))
 
-        here: Any = {"scheduling_strategy": NodeAffinitySchedulingStrategy(this_node(), soft=False)}
+        here = on_node(this_node())
         task = _task.options(num_cpus=slots.per_core, **here)
         get([_pretrain.options(num_cpus=slots.per_core, **here).remote(recipe, suite, progress)], on_wait)
         get([task.remote(recipe, suite, name, progress) for name in TASK_NAMES], on_wait)
@@ -120,14 +117,8 @@ def copy_suite(suite: Suite, node_ids: Sequence[str]) -> None:
             archive.add(suite.root, arcname=".")
         file.seek(0)
         content = ray.put(file.read())
-    copies = [
-        _unpack.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(suite, content)
-        for node_id in node_ids
-    ]
-    ready, _ = ray.wait(copies, num_returns=len(copies), timeout=COPY_S)
-    for copy in ready:
-        with contextlib.suppress(RayError):  # the next look at the node says what it lacks
-            ray.get(copy)
+    # of a copy that fails, the next look at its node says what is missing
+    ask_nodes(_unpack, node_ids, suite, content, timeout_s=COPY_S)
 
 
 @ray.remote(num_cpus=0)

@@ -18,8 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raymerge.plan import SweepInfo
 from raymerge.records import TrialRecord
-from raymerge.tally import SweepInfo, Tally
+from raymerge.tally import Tally
 
 LINE_INTERVAL_S = 5.0
 """Between two plain lines about the same thing."""

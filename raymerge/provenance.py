@@ -20,15 +20,14 @@ import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import raymerge
 from raymerge.lease import Holder, now
-from raymerge.records import ServiceStats
+from raymerge.records import RunOutcome, ServiceStats
 
 RUNS = "runs"
 MAX_RUNS = 50
-RunOutcome = Literal["finished", "interrupted", "failed"]
 _DISTRIBUTIONS = ("torch", "ray", "optuna", "open_clip_torch", "pyarrow")
 
 

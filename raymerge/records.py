@@ -14,6 +14,11 @@ Split = Literal["val", "test"]
 Stage = Literal["reference", "calibration", "search", "test"]
 Status = Literal["finished", "pruned", "failed"]
 
+RunOutcome = Literal["finished", "interrupted", "failed"]
+"""How the work of one driver on a sweep ended."""
+Accuracies = Mapping[tuple[str, str, Split], float]
+"""Fractions 0..1 by backbone, task and split."""
+
 SPLITS: tuple[Split, ...] = ("val", "test")
 
 

@@ -17,9 +17,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from raymerge import cluster, execution
 from raymerge.dispatcher import Observation
-from raymerge.errors import ClusterError, RaymergeError, SuiteError, SweepFileError
-from raymerge.execution import Accuracies, Guard, Listener, Place, RunOutcome, Store
-from raymerge.records import Cell, ServiceStats, TrialRecord
+from raymerge.errors import ClusterError, RaymergeError, SuiteError, SweepFileError, first_line
+from raymerge.execution import Guard, Listener, Place, Store
+from raymerge.plan import SweepInfo
+from raymerge.records import Accuracies, Cell, RunOutcome, ServiceStats, TrialRecord
 from raymerge.suite_file import find_suite
 from raymerge.suites import Suite
 from raymerge.sweep_spec import SweepSpec
@@ -65,9 +66,9 @@ def execute(
                 raise error.cause from None
             raise
         except (RayError, ConnectionError) as error:
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ClusterError(
-                f"the cluster at '{address}' went away ({text}). What is finished is saved; start the command again."
+                f"the cluster at '{address}' went away ({first_line(error)}). What is finished is saved; start the "
+                "command again."
             ) from None
 
 
@@ -190,7 +191,7 @@ class _Proxy:
 
     def __init__(self, driver: _RemoteDriver):
         self._driver = driver
-        self._sweep: execution.SweepInfo | None = None
+        self._sweep: SweepInfo | None = None
 
     def begin(self, suite_fingerprint: str) -> None:
         self._driver.ask("begin", suite_fingerprint)
@@ -219,7 +220,7 @@ class _Proxy:
     def preparing(self, what: str, fraction: float) -> None:
         self._driver.tell("preparing", what, fraction)
 
-    def sweeping(self, sweep: execution.SweepInfo, device: str, num_evaluators: int) -> None:
+    def sweeping(self, sweep: SweepInfo, device: str, num_evaluators: int) -> None:
         self._sweep = sweep
         self._driver.tell("sweeping", device, num_evaluators, sweep.finished_cells())
 

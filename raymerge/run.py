@@ -13,9 +13,8 @@ from raymerge.errors import ClusterError, SweepFileError
 from raymerge.folder import Folder, Location
 from raymerge.observers import observing
 from raymerge.output import Output, open_output
-from raymerge.provenance import RunOutcome
-from raymerge.published import Accuracies, expert_accuracies
-from raymerge.records import SPLITS, Cell, ServiceStats, TrialRecord
+from raymerge.published import expert_accuracies
+from raymerge.records import SPLITS, Accuracies, Cell, RunOutcome, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
 from raymerge.results import ResultsWriter, recover, write_summary
 from raymerge.search_space import sweep_cells

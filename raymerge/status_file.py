@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from raymerge.errors import UsageError
 from raymerge.folder import Folder, Location
+from raymerge.plan import SweepInfo
 from raymerge.records import Cell, TrialRecord
 from raymerge.rewriter import Rewriter
 from raymerge.sweep_spec import SweepSpec
-from raymerge.tally import SweepInfo, Tally
+from raymerge.tally import Tally
 from raymerge.whole_file import TEMPORARY_SUFFIX
 
 STATUS = "status.json"

@@ -3,34 +3,18 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from raymerge.methods import declared_methods
-from raymerge.plan import SuiteInfo, make_plan
+from raymerge.plan import SweepInfo, make_plan
 from raymerge.records import Cell, ServiceStats, TrialRecord
 from raymerge.selection import objective_value
-from raymerge.sweep_spec import SweepSpec
 
 RATE_WINDOW_S = 20.0
 MIN_RATE_RECORDS = 8
 """Records the rate is taken over even if they are older than the window, for trials that take long."""
 MIN_ELAPSED_S, MIN_FRACTION = 3.0, 0.02
 """What must have passed and been done before the time left is more than a guess."""
-
-
-@runtime_checkable
-class SweepInfo(Protocol):
-    """The part of raymerge.driver.Sweep that a view needs; the driver itself takes seconds to import."""
-
-    @property
-    def spec(self) -> SweepSpec: ...
-    @property
-    def suite(self) -> SuiteInfo: ...
-    @property
-    def records(self) -> Mapping[str, TrialRecord]: ...
-    def finished_cells(self) -> list[Cell]:
-        """In the order in which they ended."""
-        ...
 
 
 class Tally:

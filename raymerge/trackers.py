@@ -16,7 +16,7 @@ from typing import Any
 from ray.tune import Callback
 
 from raymerge.driver import Trial
-from raymerge.errors import SweepFileError
+from raymerge.errors import SweepFileError, first_line
 from raymerge.records import TaskReference, TaskScore
 from raymerge.sweep_spec import SweepSpec, TrackerSettings
 
@@ -66,8 +66,8 @@ def open_trackers(spec: SweepSpec) -> list["Tracker"]:
         try:
             opened.append(_OPEN[name](getattr(settings, name), spec.name))
         except Exception as error:  # whatever its package raises where a key or a server is missing
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise SweepFileError(f"'trackers.{name}' cannot be used ({reason}); set it up or remove it.") from error
+            why = first_line(error)
+            raise SweepFileError(f"'trackers.{name}' cannot be used ({why}); set it up or remove it.") from error
     return opened
 
 

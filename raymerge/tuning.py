@@ -19,7 +19,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymerge import trackers
+from raymerge import cluster, trackers
 from raymerge.dispatcher import Progress
 from raymerge.driver import Sweep, Trial
 from raymerge.merge_jobs import MergeJobs
@@ -352,8 +352,8 @@ def run_tune(
 
 def on_this_node() -> dict[str, float]:
     """Resources that only the driver's node has: no trial is lost with another one."""
-    here = ray.get_runtime_context().get_node_id()
-    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    here = cluster.this_node()
+    (resources,) = (node.resources for node in cluster.alive_nodes() if node.node_id == here)
     addresses = [name for name in resources if name.startswith("node:") and name != "node:__internal_head__"]
     return {"memory": 1, **dict.fromkeys(addresses, 0.0001)}
 

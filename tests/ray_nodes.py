@@ -1,11 +1,7 @@
 """A Ray cluster of several real nodes on this machine, for tests that lose some of them."""
 
-import os
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import pytest
 from ray._raylet import AuthenticationTokenLoader, Config
@@ -52,34 +48,8 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, head_cpus: int, **arguments) -> 
     return Nodes(head_cpus, **arguments)
 
 
-def processes(*words: str) -> Iterator[int]:
-    """Ids of the processes whose command line has all the words."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if all(word in command for word in words):
-            yield int(folder.name)
-
-
 def wait_for(what: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.02)
-
-
-def can_make_namespaces() -> bool:
-    """Whether this user may mount file systems of its own."""
-    try:
-        return subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def end(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from raymerge import results
+from raymerge.bench.proc import below
 from raymerge.driver import Sweep
 from raymerge.records import TrialRecord
 from raymerge.search_space import sweep_cells
@@ -71,21 +72,7 @@ class Runner:
 
     def descendants(self) -> Iterator[tuple[int, str]]:
         """Process id and name of every process below this one."""
-        children: dict[int, list[int]] = {}
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = status.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-        todo = [self.process.pid]
-        while todo:
-            for pid in children.get(todo.pop(), []):
-                todo.append(pid)
-                try:
-                    yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                except OSError:
-                    continue
+        return below([self.process.pid])
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:

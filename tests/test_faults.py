@@ -5,18 +5,20 @@ The first one runs with all tests; the others take minutes: `pytest -n 0 --fault
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from ray_nodes import TOKEN, can_make_namespaces, cluster_of, end, wait_for
+from namespaces import can_mount
+from ray_nodes import TOKEN, cluster_of, wait_for
 from sweep_process import Runner, assert_same_as_serial, comparable, serial_records
 from tiny_suite import tiny_moments, tiny_suite
 
 from raymerge import results
+from raymerge.bench.chaos import listens
+from raymerge.bench.proc import kill
 from raymerge.output import read_manifest
 from raymerge.records import TrialRecord
 from raymerge.suites import Suite
@@ -128,7 +130,7 @@ def test_the_head_is_lost_and_another_cluster_goes_on(spec_file, home, quiet, tm
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(not can_make_namespaces(), reason="a node without files needs a mount namespace")
+@pytest.mark.skipif(not can_mount(), reason="a node without files needs a mount namespace")
 def test_a_node_without_the_files_is_left_out_and_named(spec_file, suite, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
     blind = None
@@ -186,7 +188,7 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for(lambda: _listens(port))
+        wait_for(lambda: listens(port))
         output, address = tmp_path / "out", f"ray://127.0.0.1:{port}"
         runner = Runner(spec_file, output, home, "--address", address, environment=TOKEN)
         runner.wait_until(lambda: runner.num_trials() >= 8)
@@ -200,14 +202,6 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(timeout=60)
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -227,7 +221,7 @@ def test_a_process_is_killed(victim, spec_file, home, quiet, tmp_path):
         return bool(found)
 
     wait_for(look)
-    end(found[0])
+    kill(found[0])
     if victim == "Dispatcher":
         code, _, stderr = runner.wait()
         assert code == 4, stderr
@@ -300,7 +294,7 @@ def test_a_shard_that_kills_every_evaluator_fails_its_trial_and_no_other(spec_fi
         assert runner.process.poll() is None, runner.wait()[2]
         for pid, name in list(runner.descendants()):
             if "_EvalActor.run" in name:  # it works on a shard
-                end(pid)
+                kill(pid)
     code, _, stderr = runner.wait()
     assert code in (0, 3), stderr
     assert "Traceback" not in stderr

@@ -1,13 +1,13 @@
 """A whole sweep on a disk that fills up: a small tmpfs in a mount namespace of its own."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from namespaces import can_mount
 from tiny_suite import tiny_suite
 
 from raymerge import results
@@ -35,13 +35,6 @@ mount -o remount,size=64m disk
 sweep room
 cp -r disk/out at_last
 """
-
-
-def can_mount() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
-    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
 @pytest.mark.ray

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raymerge import results
+from raymerge.bench.proc import below, kill
 from raymerge.errors import RaymergeError
 from raymerge.records import TrialRecord
 
@@ -79,7 +80,6 @@ def run_chaos(
     Raises:
         RaymergeError: the sweep fails by itself.
     """
-    rng = random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
     report("the quiet sweep")
     quiet = folder / "quiet"
@@ -91,13 +91,15 @@ def run_chaos(
     if code != 0:
         raise RaymergeError(f"the sweep ends with status {code} by itself ({said}); see {folder / 'quiet.log'}.")
     expected, expected_summary = results.read_records(quiet), _summary(quiet)
-    chaos, started = Chaos(), time.monotonic()
+    started = time.monotonic()
     cluster = _Cluster(num_nodes, folder) if num_nodes else None
+    killer = _Killer(command, kills, interval_s, random.Random(seed), cluster, len(expected), report)
+    chaos = killer.chaos
     try:
-        while sum(chaos.kills.values()) < kills:
+        while not killer.is_done:
             chaos.sweeps += 1
             output = folder / f"chaos{chaos.sweeps}"
-            _under_kills(command, output, kills, interval_s, rng, chaos, cluster, len(expected), report)
+            killer.run(output)
             _compare(output, expected, expected_summary, chaos)
     finally:
         if cluster is not None:
@@ -106,77 +108,80 @@ def run_chaos(
     return chaos
 
 
-def _under_kills(
-    command: Sequence[str],
-    output: Path,
-    kills: int,
-    interval_s: float,
-    rng: random.Random,
-    chaos: Chaos,
-    cluster: "_Cluster | None",
-    num_expected: int,
-    report: Callable[[str], None],
-) -> None:
-    """One sweep from its first trial to its end, killed and started again."""
-    while True:
-        chaos.starts += 1
-        log = output.with_name(f"{output.name}-{chaos.starts}.log")
-        run = _Run(command, output, log, cluster)
-        try:
-            _kill_while_it_runs(run, kills, interval_s, rng, chaos, cluster, num_expected, report)
-            code, said = run.wait()
-        finally:
+@dataclass
+class _Killer:
+    """Runs sweeps, kills their processes, and starts them again."""
+
+    command: Sequence[str]
+    kills: int
+    interval_s: float
+    rng: random.Random
+    cluster: "_Cluster | None"
+    num_expected: int
+    """Trials of the sweep."""
+    report: Callable[[str], None]
+    chaos: Chaos = field(default_factory=Chaos)
+
+    @property
+    def num_done(self) -> int:
+        return sum(self.chaos.kills.values())
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_done >= self.kills
+
+    def run(self, output: Path) -> None:
+        """One sweep from its first trial to its end, killed and started again."""
+        while True:
+            self.chaos.starts += 1
+            log = output.with_name(f"{output.name}-{self.chaos.starts}.log")
+            run = _Run(self.command, output, log, self.cluster)
+            try:
+                self._kill_while_it_runs(run)
+                code, said = run.wait()
+            finally:
+                run.kill()
+            if code == 0:
+                return
+            if code not in (1, 4, -signal.SIGKILL):
+                raise RaymergeError(f"the sweep ended with status {code} ({said}); see {log}.")
+            time.sleep(RESTART_S)
+
+    def _kill_while_it_runs(self, run: "_Run") -> None:
+        done = run.num_trials()
+        deadline = time.monotonic() + FIRST_TRIAL_S
+        while run.is_alive() and run.num_trials() <= done and time.monotonic() < deadline:
+            time.sleep(0.1)  # so that every start gets somewhere
+        while run.is_alive() and not self.is_done:
+            due = time.monotonic() + self.rng.expovariate(1 / self.interval_s)
+            while run.is_alive() and time.monotonic() < due:
+                time.sleep(0.05)
+            if not run.is_alive():
+                return
+            number = self.num_done + 1
+            kind = self._kill_one(run)
+            saved = f"{run.num_trials()} of {self.num_expected} trials saved"
+            self.report(f"kill {number} of {self.kills}: {kind}, {saved}")
+
+    def _kill_one(self, run: "_Run") -> str:
+        kinds = [kind for kind in KINDS if kind != "node" or self.cluster is not None]
+        kind = self.rng.choices(kinds, [KINDS[kind][1] for kind in kinds])[0]
+        draw = self.rng.random()
+        if kind == "node" and self.cluster is not None:
+            self.cluster.replace_one(draw)
+        elif kind == "driver":
             run.kill()
-        if code == 0:
-            return
-        if code not in (1, 4, -signal.SIGKILL):
-            raise RaymergeError(f"the sweep ended with status {code} ({said}); see {log}.")
-        time.sleep(RESTART_S)
-
-
-def _kill_while_it_runs(
-    run: "_Run",
-    kills: int,
-    interval_s: float,
-    rng: random.Random,
-    chaos: Chaos,
-    cluster: "_Cluster | None",
-    num_expected: int,
-    report: Callable[[str], None],
-) -> None:
-    done = run.num_trials()
-    deadline = time.monotonic() + FIRST_TRIAL_S
-    while run.is_alive() and run.num_trials() <= done and time.monotonic() < deadline:
-        time.sleep(0.1)  # so that every start gets somewhere
-    while run.is_alive() and (number := sum(chaos.kills.values())) < kills:
-        due = time.monotonic() + rng.expovariate(1 / interval_s)
-        while run.is_alive() and time.monotonic() < due:
-            time.sleep(0.05)
-        if not run.is_alive():
-            return
-        kind = _kill_one(run, rng, chaos, cluster)
-        report(f"kill {number + 1} of {kills}: {kind}, {run.num_trials()} of {num_expected} trials saved")
-
-
-def _kill_one(run: "_Run", rng: random.Random, chaos: Chaos, cluster: "_Cluster | None") -> str:
-    kinds = [kind for kind in KINDS if kind != "node" or cluster is not None]
-    kind = rng.choices(kinds, [KINDS[kind][1] for kind in kinds])[0]
-    draw = rng.random()
-    if kind == "node" and cluster is not None:
-        cluster.replace_one(draw)
-    elif kind == "driver":
-        run.kill()
-    else:
-        roots = [run.pid, *(cluster.pids if cluster else [])]
-        found = _named(roots, KINDS[kind][0].split())
-        if not found:
-            chaos.missed += 1
-            kind, found = "evaluator", _named(roots, KINDS["evaluator"][0].split())
-        if not found:
-            return "nobody was there"
-        _end(found[int(draw * len(found))])
-    chaos.kills[kind] += 1
-    return kind
+        else:
+            roots = [run.pid, *(self.cluster.pids if self.cluster else [])]
+            found = _named(roots, KINDS[kind][0].split())
+            if not found:
+                self.chaos.missed += 1
+                kind, found = "evaluator", _named(roots, KINDS["evaluator"][0].split())
+            if not found:
+                return "nobody was there"
+            kill(found[int(draw * len(found))])
+        self.chaos.kills[kind] += 1
+        return kind
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -241,7 +246,7 @@ class _Run:
         return code, lines[-1] if lines else ""
 
     def kill(self) -> None:
-        _end(self.pid)
+        kill(self.pid)
         self._process.wait()
 
 
@@ -263,7 +268,7 @@ class _Cluster:
         head = [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={self._temporary}", "--head"]
         self._head = self._start(*head, "--include-dashboard=false")
         deadline = time.monotonic() + 60
-        while not self._listens(port):
+        while not listens(port):
             if time.monotonic() > deadline or self._head.poll() is not None:
                 raise RaymergeError(f"Ray does not start on this machine; see {self._log}.")
             time.sleep(0.2)
@@ -301,44 +306,19 @@ class _Cluster:
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
-        for pid in [process.pid, *(pid for pid, _ in _below([process.pid]))]:
-            _end(pid)
+        for pid in [process.pid, *(pid for pid, _ in below([process.pid]))]:
+            kill(pid)
         process.wait()
 
-    @staticmethod
-    def _listens(port: int) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            return False
-        return True
+
+def listens(port: int) -> bool:
+    """Whether something on this machine accepts connections at a port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _named(roots: Sequence[int], names: Sequence[str]) -> list[int]:
-    return sorted(pid for pid, command in _below(roots) if any(command.startswith(name) for name in names))
-
-
-def _below(roots: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Id and command line of every process that descends from some."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    todo = list(roots)
-    while todo:
-        for pid in children.get(todo.pop(), []):
-            todo.append(pid)
-            try:
-                yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-
-
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    return sorted(pid for pid, command in below(roots) if any(command.startswith(name) for name in names))

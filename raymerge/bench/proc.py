@@ -1,6 +1,8 @@
-"""Memory of processes, as the kernel counts it. Linux only."""
+"""Processes and their memory, as the kernel knows them. Linux only."""
 
 import os
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -20,14 +22,38 @@ def memory_of(pid: int) -> dict[str, int]:
 
 def child_named(name: str) -> int | None:
     """The process of that name which this process started, if there is one."""
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
+    return next((pid for pid, own, parent in _processes() if own == name and parent == os.getpid()), None)
+
+
+def below(roots: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Id and command line of every process that descends from some."""
+    children: dict[int, list[int]] = {}
+    for pid, _, parent in _processes():
+        children.setdefault(parent, []).append(pid)
+    todo = list(roots)
+    while todo:
+        for pid in children.get(todo.pop(), []):
+            todo.append(pid)
+            try:
+                yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+
+
+def kill(pid: int) -> None:
+    """End a process at once, if it has not ended."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _processes() -> Iterator[tuple[int, str, int]]:
+    """Id, name and parent of every process."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             # "pid (name) state parent ...", and a name may hold blanks
-            head, _, tail = (folder / "stat").read_text().rpartition(")")
+            head, _, tail = path.read_text().rpartition(")")
         except OSError:  # it has ended
             continue
-        if head.partition("(")[2] == name and int(tail.split()[1]) == os.getpid():
-            return int(folder.name)
-    return None
+        yield int(path.parent.name), head.partition("(")[2], int(tail.split()[1])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymerge.errors import ClusterError, RaymergeError, TrainingError, UsageError
+from raymerge.errors import ClusterError, RaymergeError, TrainingError, UsageError, first_line
 
 if TYPE_CHECKING:
     from raymerge.cluster import Slots
@@ -176,10 +176,10 @@ def _run_on_ray(
             try:
                 outcome: Any = ray.get(reference)
             except RayTaskError as error:  # a mistake of ours, which the others need not suffer from
-                what = f"{type(error.cause).__name__}: {_first_line(error.cause)}"
+                what = f"{type(error.cause).__name__}: {first_line(error.cause)}"
                 outcome = TrainingError(f"{job}: {what}. Run it alone, with --debug for the traceback.")
             except RayError as error:
-                outcome = ClusterError(f"{job}: Ray lost its process ({_first_line(error)}). Start the command again.")
+                outcome = ClusterError(f"{job}: Ray lost its process ({first_line(error)}). Start the command again.")
             if outcome is not None:
                 yield job, outcome
         if deadline is None and should_stop():
@@ -244,7 +244,3 @@ def _watch(job: "Job", progress: Any) -> "Watch":
         return stops
 
     return watch
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

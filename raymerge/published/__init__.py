@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from raymerge.records import Cell, Split
+from raymerge.records import Accuracies, Cell, Split
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ def published_average(cell: Cell) -> PublishedAverage | None:
                 normalized_accuracy=None if normalized is None else round(normalized / 100, 4),
             )
     return None
-
-
-Accuracies = Mapping[tuple[str, str, Split], float]
-"""Fractions 0..1 by backbone, task and split."""
 
 
 def expert_accuracies(suite: str, profile: str) -> Accuracies:

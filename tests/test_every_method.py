@@ -229,10 +229,11 @@ def test_fixed_alphas():
 def test_methods_are_listed_in_the_order_of_their_papers():
     assert list(METHODS) == [
         *("zero-shot", "fine-tuned", "weight-averaging", "task-arithmetic", "ties", "consensus-ta"),
-        *("scale-svd", "tsv-m", "iso-c", "iso-cts", "iso-iasad"),
+        *("scale-svd", "tsv-m"),
+        *("iso-c", "iso-cts", "single-task-iso-c", "spectrum-interpolation", "truncated-iso-c", "iso-iasad"),
     ]
     assert list(declared_methods()) == list(METHODS)
-    assert len(METHODS) == 11
+    assert len(METHODS) == 14
     assert "iso-c" in METHODS
     assert "iso_c" not in METHODS
     with pytest.raises(KeyError):
@@ -243,7 +244,7 @@ def test_declarations_need_no_torch():
     code = (
         "import sys; from raymerge.methods import METHODS, declared_methods\n"
         "assert METHODS.declaration('iso-cts').parameters[0].default == 0.8\n"
-        "assert len(declared_methods()) == 11\n"
+        "assert len(declared_methods()) == 14\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
         "METHODS['iso-c']\n"
         "assert 'torch' in sys.modules and 'raymerge.methods.ties' not in sys.modules\n"

@@ -123,9 +123,24 @@ def _is_large(task_matrices: Tensor) -> bool:
 
 def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
     """By full decompositions in float64, leaving null directions out."""
+    if not factors.task_matrices.any():
+        return torch.zeros_like(factors.task_matrices[0])
+    left, isotropic_factor, right = bases(factors, num_common, num_per_task)
+    return isotropic_factor * (left @ right)
+
+
+def bases(
+    factors: IsoCtsFactors, num_common: int, num_per_task: int
+) -> tuple[Float64[Tensor, "rows directions"], float, Float64[Tensor, "directions cols"]]:
+    """Orthonormal left and right directions and their factor: the merged matrix is s_bar U Vh.
+
+    Columns of U: the common directions, strongest first, then those of task 1, 2, ..., each strongest first. By full
+    decompositions; null directions are left out.
+
+    Args:
+        num_common, num_per_task: of `subspace_sizes`.
+    """
     task_matrices = factors.task_matrices
-    if not task_matrices.any():
-        return torch.zeros_like(task_matrices[0])
     u, s, vh = factors.u, factors.s, factors.vh
     if _is_large(task_matrices):  # they may be orthonormal to float32 alone, and what they leave would count as more
         u, s, vh = compact_svd(sum_of_tasks(task_matrices))
@@ -141,8 +156,7 @@ def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -
     left, left_values = polar_factor(torch.cat(lefts, dim=1))
     right, right_values = polar_factor(torch.cat(rights))
     _note_directions(left_values, right_values, min(task_matrices.shape[1:]))
-    isotropic_factor = torch.cat(spectra).sum() / min(task_matrices.shape[1:])
-    return isotropic_factor * (left @ right)
+    return left, float(torch.cat(spectra).sum()) / min(task_matrices.shape[1:]), right
 
 
 def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:

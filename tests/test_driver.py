@@ -580,8 +580,9 @@ def test_single_task_methods_merge_every_expert_alone_and_share_it_over_task_set
     sweep, records = start(spec)
     executor = FakeExecutor(sweep, limit=2)
     executor.run()
-    own = [m for m in executor.merged.values() if m.method == "single-task-iso-c"]
-    assert sorted((merge.tasks, merge.task) for merge in own) == [((f"T{i}",), None) for i in range(4)]
+    merges = {merge.merge_id: merge for trial in executor.asked for merge in trial.merges}
+    own = sorted((m.tasks, m.task) for m in merges.values() if m.method == "single-task-iso-c")
+    assert own == [((f"T{i}",), None) for i in range(4)], "for both task sets"
     for trial in executor.asked:
         if trial.cell.method == "single-task-iso-c":
             assert {task: w.merge.tasks for task, w in trial.weights.items()} == {t: (t,) for t in trial.cell.tasks}

@@ -90,6 +90,7 @@ LAYERS = {
     "raymerge.tuning": 4,
     "raymerge.worker": 4,
     "raymerge.yaml_file": 4,
+    "raymerge.analysis_tables": 5,
     "raymerge.bench": 5,
     "raymerge.charts": 5,
     "raymerge.event_log": 5,

@@ -6,14 +6,16 @@ tensor; null stands for all layers together: the unweighted mean over matrices, 
 Methods go by their names; a structural parameter is a column, null where a method does not have it.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymerge.errors import UsageError, did_you_mean
+from raymerge.errors import OutputError, UsageError, did_you_mean
+from raymerge.whole_file import make_directory, whole_file
 
 if TYPE_CHECKING:
     import pandas
@@ -104,11 +106,55 @@ TABLES: Mapping[str, pa.Schema] = {
     ),
 }
 
+MANIFEST = "manifest.json"
+VERSION_KEY = "analysis_version"
+ANALYSIS_VERSION = 1
+"""Raised when a column changes its name, type or meaning."""
+
 AGAIN = "make it again with raymerge analyze"
 
 
 def table_path(folder: Path, table: str) -> Path:
     return folder / f"{table}.parquet"
+
+
+def check_folder(folder: Path) -> None:
+    """Whether tables may be written there.
+
+    Raises:
+        OutputError: it holds other things than an analysis.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, expected a folder; name another --output.")
+    if folder.is_dir() and any(folder.iterdir()) and VERSION_KEY not in _manifest(folder):
+        raise OutputError(f"{folder}: holds other things than an analysis; name a new or empty folder as --output.")
+
+
+def _manifest(folder: Path) -> str:
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def save(folder: Path, tables: Mapping[str, pa.Table], origin: Mapping[str, Any]) -> None:
+    """Write all tables, and a manifest that says where they come from; each file is whole or as it was.
+
+    Raises:
+        OutputError: the folder holds other things, or cannot be written to.
+    """
+    check_folder(folder)
+    try:
+        make_directory(folder)
+        with whole_file(folder / MANIFEST) as file:
+            file.write((json.dumps({VERSION_KEY: ANALYSIS_VERSION, **origin}, indent=1) + "\n").encode())
+        for name, schema in TABLES.items():
+            with whole_file(table_path(folder, name)) as file:
+                pq.write_table(tables[name].cast(schema), file, compression="zstd", write_page_checksum=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror or error}); make room, or name another --output."
+        ) from None
 
 
 def load(folder: Path, table: str) -> "pandas.DataFrame":

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymerge.errors import UsageError
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Method
 
@@ -139,12 +138,7 @@ class Table1:
 
         manifest = output.read_manifest(output_dir)
         spec = manifest["spec"] if manifest else {}
-        try:
-            frame = results.load(output_dir, "summary")
-        except UsageError:
-            frame = results.unfinished_summary(output_dir)
-            if frame.empty:
-                raise
+        frame = results.current_summary(output_dir)
         table = cls.from_summary(frame, methods=_order(spec, frame), alpha_ranges=alpha_ranges(spec))
         line = occupancy_line(manifest.get(RUNS, [])) if manifest else None
         return replace(table, remarks=(line,)) if line else table

@@ -21,8 +21,9 @@ def spectrum_interpolation(deltas: Tensor, beta: float) -> Tensor:
     return torch.from_numpy(u @ np.diag((1 - beta) * s + beta * s.mean()) @ v)
 
 
-def truncated_iso_c(deltas: Tensor, kept: int) -> Tensor:
+def truncated_iso_c(deltas: Tensor, fraction: float) -> Tensor:
     u, s, v = _svd(_numpy(deltas).sum(axis=0))
+    kept = math.floor(len(s) * fraction + 1e-9)
     flat = np.where(np.arange(len(s)) < kept, s.mean(), 0.0)
     return torch.from_numpy(u @ np.diag(flat) @ v)
 

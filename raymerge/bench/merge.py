@@ -48,7 +48,7 @@ def bench_cases() -> dict[str, Case]:
     cases = [
         Case(method.name, method.name, ({p.name: p.default for p in method.parameters},))
         for method in declared_methods().values()
-        if method.merge is not None
+        if method.kind == "merging"
     ]
     cases += [
         Case("iso-cts-fractions", "iso-cts", tuple({"common_space_fraction": k} for k in FRACTIONS)),

@@ -55,6 +55,6 @@ def alignment_profile(
     """
     coordinates = basis.mT.to(sources.dtype) @ sources
     energy = coordinates.double().square().sum(dim=-1).cumsum(dim=-1)
-    energy = torch.cat([torch.zeros_like(energy[..., :1]), energy], dim=-1)
+    energy = torch.cat([energy.new_zeros(*energy.shape[:-1], 1), energy], dim=-1)
     norms = torch.linalg.matrix_norm(sources.double())[..., None]
     return (energy.sqrt() / norms).clamp(max=1.0)

@@ -35,7 +35,7 @@ from raymerge.notes import about
 from raymerge.preflight import check_backbone, check_expert
 from raymerge.records import content_id
 from raymerge.suites import Suite, cache_dir
-from raymerge.sweep_curves import Frame, chosen_fractions, correlations, nai_beside_alignment, read_curves
+from raymerge.sweep_curves import Frame, chosen_fractions, correlations, nai_beside_alignment
 from raymerge.whole_file import make_directory, whole_file
 
 _DEFAULT_FRACTION = 0.8
@@ -68,7 +68,7 @@ def analyse(
     suite: Suite,
     backbones: Sequence[str],
     sizes: Sequence[int],
-    folders: Sequence[str] = (),
+    curves: Frame,
     *,
     epsilon: float = EPSILON,
     device: torch.device | None = None,
@@ -78,14 +78,12 @@ def analyse(
 
     Args:
         sizes: of the task sets, each the first so many tasks of the suite.
-        folders: results of sweeps over the suite, or URIs.
+        curves: of `read_curves`, what sweeps over the suite found.
         epsilon: of Eq. 6, the residual that an effective rank leaves.
         device: where to factorise; None: the CPU.
     Raises:
-        UsageError: a folder has no results, or those of another suite.
         CheckpointError, MergeInputError: as `analyse_backbone`.
     """
-    curves = read_curves(suite, folders)
     chosen = chosen_fractions(curves, ISO_CTS)
     parts: dict[str, list[pa.Table]] = {}
     for backbone in backbones:

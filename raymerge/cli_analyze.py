@@ -88,6 +88,7 @@ def analyze(
                 }
             )
         else:
+            write("Subspace alignment ratio of task and merged matrix, averaged over tasks and layers\n")
             render(_view(tables))
             write(f"\ntables: {folder}\n")
 
@@ -118,6 +119,9 @@ def _analysed(
     # whatever a library prints belongs to the logs: stdout is for results
     with contextlib.redirect_stdout(sys.stderr), watching(StderrConsole(), quiet=quiet) as view:
         view.stage(f"loading suite '{suite.name}'")
+        from raymerge.sweep_curves import read_curves
+
+        curves = read_curves(suite, results)  # what is wrong with it is told before a suite is prepared
         from raymerge.analysis import analyse  # torch takes seconds to import
 
         where = torch_device(device)
@@ -125,7 +129,7 @@ def _analysed(
             prepare(suite, view, debug)
         with interruptible():
             view.stage(f"analysing on {where.type}")
-            return analyse(suite, backbones, sizes, results, epsilon=epsilon, device=where, report=view.preparing)
+            return analyse(suite, backbones, sizes, curves, epsilon=epsilon, device=where, report=view.preparing)
 
 
 def _origin(
@@ -158,6 +162,10 @@ def _averages(tables: "dict[str, pyarrow.Table]") -> list[dict[str, Any]]:
     return means.rename(columns={"target": "method"}).to_dict("records")
 
 
+def _chosen(tables: "dict[str, pyarrow.Table]") -> list[dict[str, Any]]:
+    return [row for row in tables["curves"].to_pylist() if row["is_chosen"] and row["stage"] == "test"]
+
+
 def _view(tables: "dict[str, pyarrow.Table]") -> "RenderableType":
     from rich.table import Table
 
@@ -168,16 +176,19 @@ def _view(tables: "dict[str, pyarrow.Table]") -> "RenderableType":
         for row in tables["correlations"].to_pylist()
         if row["rank_rule"] == SHOWN_RULE
     }
-    grid = Table(title="Subspace alignment of tasks with what is merged of them, averages over tasks and layers")
+    grid = Table()
     for title in ("Backbone", "Tasks", "Method", "SAR", "SAR, Eq. 6", "r of NAI and SAR"):
         grid.add_column(title, justify="left" if title in ("Backbone", "Method") else "right", no_wrap=True)
+    # the correlation is that of the point a sweep chose
+    tested = {(r["backbone"], r["num_tasks"], r["method"], r["common_space_fraction"]) for r in _chosen(tables)}
     found: dict[tuple, dict[str, float]] = {}
     for row in _averages(tables):
         key = (row["backbone"], row["num_tasks"], row["method"], row["common_space_fraction"])
         found.setdefault(key, {})[row["rank_rule"]] = row["sar"]
-    for (backbone, num_tasks, method, fraction), sar in found.items():
+    for key, sar in found.items():
+        backbone, num_tasks, method, fraction = key
         name = declared_methods()[method].title + (f", fraction {fraction:g}" if fraction is not None else "")
-        r = pearson.get((backbone, num_tasks, method), {}).get("pearson")
+        r = pearson.get((backbone, num_tasks, method), {}).get("pearson") if key in tested else None
         cells = [f"{sar[rule]:.3f}" for rule in (SHOWN_RULE, "paper")]
         grid.add_row(backbone, str(num_tasks), name, *cells, "–" if r is None else f"{r:.2f}")
     return grid

@@ -14,6 +14,10 @@ Frame = Any
 PARAMETERS = ("common_space_fraction", "beta", "rank_fraction")
 _POINT = ("method", "alpha", *PARAMETERS)
 _SCORES = ("accuracy", "normalized_accuracy", "nai")
+_REFERENCES = ("zero_shot_accuracy", "expert_accuracy")
+_SHARED = ("trial_id", "backbone", "num_tasks", *_POINT, "split", "stage", "is_chosen")
+"""What all rows of a trial have in common."""
+_DETAILS = ("task", *_SCORES, *_REFERENCES)
 _CELL = ("backbone", "num_tasks", "method")
 
 
@@ -29,7 +33,7 @@ def read_curves(suite: Suite, folders: Sequence[str]) -> Frame:
 
     found = [_curves_of(suite, folder) for folder in folders]
     if not found:
-        return pandas.DataFrame(columns=["results", *_CELL, *PARAMETERS])
+        return pandas.DataFrame(columns=["results", *_SHARED, *_DETAILS])
     curves = pandas.concat(found, ignore_index=True)
     same = [*_CELL, "split", "task", "alpha", *PARAMETERS]
     first = curves.groupby(same, dropna=False, sort=False)["results"].transform("first")
@@ -57,7 +61,9 @@ def nai_beside_alignment(curves: Frame, alignments: Frame, cosines: Frame) -> Fr
     keys = ["backbone", "num_tasks", "method", "task", "common_space_fraction"]
     merged = alignments[(alignments["kind"] == "task-merged") & alignments["layer"].isna() & alignments["beta"].isna()]
     whole = cosines[(cosines["kind"] == "task-merged") & cosines["layer"].isna()]
-    found = rows[[*keys, "accuracy", "zero_shot_accuracy", "expert_accuracy", "nai"]]
+    found = rows[[*keys, "accuracy", *_REFERENCES, "nai"]]
+    if found.empty:
+        return found.assign(rank_rule=None, sar=None, cosine=None)
     for table, columns in ((merged, ["rank_rule", "sar"]), (whole, ["cosine"])):
         names = {"source": "task", "target": "method"}
         # pandas joins null with null, as it has to be here
@@ -100,10 +106,10 @@ def _curves_of(suite: Suite, location: str) -> Frame:
     rows["stage"] = rows["split"].map({"val": "search", "test": "test"})
     rows["is_chosen"] = rows["trial_id"].isin(chosen)
     rows["method"], rows["backbone"] = rows["method"].astype(str), rows["backbone"].astype(str)
-    shared = ["trial_id", "backbone", "num_tasks", *_POINT, "split", "stage", "is_chosen"]
-    averages = rows.groupby(shared, dropna=False, sort=False)[list(_SCORES)].mean().reset_index()
-    kept = [*shared, "task", *_SCORES, "zero_shot_accuracy", "expert_accuracy"]
-    return pandas.concat([averages, rows[kept]], ignore_index=True).assign(results=folder.name.rpartition("/")[2])
+    averages = rows.groupby(list(_SHARED), dropna=False, sort=False)[list(_SCORES)].mean().reset_index()
+    return pandas.concat([averages, rows[[*_SHARED, *_DETAILS]]], ignore_index=True).assign(
+        results=folder.name.rpartition("/")[2]
+    )
 
 
 def _check_suite(suite: Suite, folder: Folder, rows: Frame) -> None:

@@ -92,7 +92,6 @@ LAYERS = {
     "raymerge.tuning": 4,
     "raymerge.worker": 4,
     "raymerge.yaml_file": 4,
-    "raymerge.analysis_tables": 5,
     "raymerge.analysis": 5,
     "raymerge.analysis_tables": 5,
     "raymerge.bench": 5,

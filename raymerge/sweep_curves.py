@@ -54,10 +54,14 @@ def chosen_fractions(curves: Frame, method: str) -> dict[tuple[str, int], list[f
 def nai_beside_alignment(curves: Frame, alignments: Frame, cosines: Frame) -> Frame:
     """Table `nai`: of every chosen point on the test split, task by task, whose merged matrices were analysed.
 
+    A cell that several folders have searched is that of the first.
+
     Args:
         alignments, cosines: tables of that name.
     """
     rows = curves[(curves["stage"] == "test") & curves["task"].notna()]
+    first = rows.groupby(list(_CELL), sort=False)["results"].transform("first")
+    rows = rows[rows["results"] == first]
     keys = ["backbone", "num_tasks", "method", "task", "common_space_fraction"]
     merged = alignments[(alignments["kind"] == "task-merged") & alignments["layer"].isna() & alignments["beta"].isna()]
     whole = cosines[(cosines["kind"] == "task-merged") & cosines["layer"].isna()]

@@ -128,6 +128,7 @@ def table(rows: list[dict], name: str) -> pd.DataFrame:
 
 def test_nai_beside_alignment_by_hand():
     point = {"backbone": "b", "num_tasks": 2, "method": "iso-cts", "common_space_fraction": 0.5, "stage": "test"}
+    point["results"] = "first"
     scores = {"accuracy": 0.6, "zero_shot_accuracy": 0.2, "expert_accuracy": 1.0, "nai": 0.5}
     curves = pd.DataFrame(
         [
@@ -136,6 +137,7 @@ def test_nai_beside_alignment_by_hand():
             {**point, **scores, "task": None},
             {**point, **scores, "task": "A", "stage": "search", "nai": 0.1},
             {**point, **scores, "task": "A", "method": "ties", "common_space_fraction": None},
+            {**point, **scores, "task": "A", "results": "second", "nai": 0.3},
         ]
     )
     pair = {"backbone": "b", "num_tasks": 2, "kind": "task-merged", "target": "iso-cts"}

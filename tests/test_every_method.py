@@ -230,7 +230,7 @@ def test_methods_are_listed_in_the_order_of_their_papers():
     assert list(METHODS) == [
         *("zero-shot", "fine-tuned", "weight-averaging", "task-arithmetic", "ties", "consensus-ta"),
         *("scale-svd", "tsv-m"),
-        *("iso-c", "iso-cts", "single-task-iso-c", "spectrum-interpolation", "truncated-iso-c", "iso-iasad"),
+        *("iso-c", "iso-cts", "iso-iasad", "single-task-iso-c", "spectrum-interpolation", "truncated-iso-c"),
     ]
     assert list(declared_methods()) == list(METHODS)
     assert len(METHODS) == 14

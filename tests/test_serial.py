@@ -38,10 +38,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tsv-m": ALPHAS,
     "iso-c": ALPHAS,
     "iso-cts": {**ALPHAS, "common_space_fraction": [0.4, 0.8]},
+    "iso-iasad": {**ALPHAS, "rank_ratio": [0.4, 0.8]},
     "single-task-iso-c": ALPHAS,
     "spectrum-interpolation": {**ALPHAS, "beta": [0.0, 0.5]},
     "truncated-iso-c": {**ALPHAS, "rank_fraction": [0.3, 0.6]},
-    "iso-iasad": {**ALPHAS, "rank_ratio": [0.4, 0.8]},
 }
 
 

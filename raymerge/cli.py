@@ -224,9 +224,12 @@ def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, 
     spec, suite, folder, has_results = _checked(path, overrides, output)
     finished = {}
     if has_results:
-        from raymerge.results import read_records
+        from raymerge.results import lacking_predictions, read_records
 
         finished = read_records(folder)
+        if spec.evaluation.store_predictions:
+            for trial_id in lacking_predictions(folder):
+                finished.pop(trial_id, None)
     plan = make_plan(spec, suite, finished)
     if as_json:
         about = {"name": suite.name, "profile": suite.profile, "seed": suite.seed, "is_prepared": suite.is_prepared}

@@ -18,12 +18,14 @@ import typer
 import raymerge
 from raymerge.cli_analyze import analyze
 from raymerge.cli_bench import bench
+from raymerge.cli_compare import compare
 from raymerge.cli_data import data_app
 from raymerge.cli_doctor import doctor
 from raymerge.cli_evaluate import evaluate
 from raymerge.cli_finetune import finetune
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
+from raymerge.cli_query import query
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.cli_status import status
@@ -155,6 +157,8 @@ def schema(debug: Debug = False) -> None:
 
 
 app.command()(status)
+app.command()(compare)
+app.command()(query)
 app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)

@@ -391,7 +391,8 @@ _REPETITIVE = ["predicted.list.element", "labels.list.element"]
 def _parquet(table: pa.Table, use_dictionary: Sequence[str] = ()) -> bytes:
     sink = io.BytesIO()
     # a part has a few rows: a dictionary per column would mostly make it larger and slower to read
-    pq.write_table(table, sink, compression="zstd", use_dictionary=list(use_dictionary), write_page_checksum=True)
+    dictionary: Any = list(use_dictionary)  # pyarrow's stub takes for a bool what may be a list
+    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary, write_page_checksum=True)
     return sink.getvalue()
 
 

@@ -82,7 +82,7 @@ def paired_bootstrap(
     gains = only_second - only_first
     if not gains.any():  # the draws are as likely as their negatives, so the interval is made symmetric
         half = float(np.quantile(np.abs(_draws(only_first, only_second, total, draws, seed)), LEVEL))
-        return Estimate(-half, half, 1.0)
+        return Estimate(0.0 - half, half, 1.0)
     if gains[gains.nonzero()[0][0]] < 0:
         other = paired_bootstrap(only_second, only_first, total, draws=draws, seed=seed)
         return Estimate(-other.high, -other.low, other.p)

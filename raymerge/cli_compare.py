@@ -96,7 +96,19 @@ def _notes(found: "Comparison") -> Iterator[str]:
     if "unpaired" in kinds:
         yield "* Unpaired, from counts alone: as if tested on different images, so wider than need be."
     yield from found.remarks
-    yield from (f"Left out: {line}" for line in found.left_out)
+    for (side, reason), cells in _grouped(found).items():
+        yield f"Not compared, for {side} has no result ({reason}): {'; '.join(cells)}"
+
+
+def _grouped(found: "Comparison") -> dict[tuple[str, str], list[str]]:
+    """What is left out, by side and reason: methods by backbone and number of tasks."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for cell in found.left_out:
+        columns = groups.setdefault((cell.side, cell.reason), {})
+        columns.setdefault(f"{cell.backbone}, {cell.num_tasks} tasks", []).append(cell.method)
+    return {
+        key: [f"{column}: {', '.join(names)}" for column, names in columns.items()] for key, columns in groups.items()
+    }
 
 
 def _significant(cell: "CellDifference") -> tuple[list["TaskDifference"], list["TaskDifference"]]:

@@ -116,6 +116,17 @@ class CellDifference:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A cell that one side has no model of."""
+
+    backbone: str
+    num_tasks: int
+    method: str
+    side: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     first: str
     second: str
@@ -123,8 +134,7 @@ class Comparison:
     """Of the first and of the second; None: those of every cell."""
     split: Split
     cells: tuple[CellDifference, ...]
-    left_out: tuple[str, ...] = ()
-    """Cells that only one of the two has, and why, one line each."""
+    left_out: tuple[LeftOut, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -207,7 +217,12 @@ def compare(first: Side, second: Side, *, split: Split = "test", methods: tuple[
         models = first.models[one], second.models[other]
         _check_images(f"{_both(first, second)}: {_name(one)}", *models)
         cells.append(_cell_difference(one, other, *models))
-    left_out = [_left_out(first, one, second, other) for one, other in pairs if (one, other) not in common]
+    left_out = [
+        LeftOut(*key, side.name, side.missing.get(key, "no such cell"))
+        for side, keys in ((first, [one for one, _ in pairs]), (second, [other for _, other in pairs]))
+        for key in keys
+        if key not in side.models
+    ]
     remarks = _remarks(first, second, [(first.models[one], second.models[other]) for one, other in common], split)
     return Comparison(first.name, second.name, methods, split, tuple(cells), tuple(left_out), tuple(remarks))
 
@@ -304,12 +319,6 @@ def _unpaired(first: Model, second: Model) -> tuple[list[TaskDifference], Estima
     columns = (first.total.tolist(), first.accuracies.tolist(), second.accuracies.tolist())
     tasks = [TaskDifference(task, *values) for task, *values in zip(first.tasks, *columns, strict=True)]
     return tasks, unpaired(first.correct, second.correct, first.total)
-
-
-def _left_out(first: Side, one: Key, second: Side, other: Key) -> str:
-    lacking = [(side, key) for side, key in ((first, one), (second, other)) if key not in side.models]
-    reasons = (f"{_name(key)} in {side.name}: {side.missing.get(key, 'no such cell')}" for side, key in lacking)
-    return "; ".join(dict.fromkeys(reasons))
 
 
 def _remarks(first: Side, second: Side, pairs: Sequence[tuple[Model, Model]], split: Split) -> Iterator[str]:

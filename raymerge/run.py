@@ -129,7 +129,9 @@ class OutputStore:
         self.records = recover(self._output.folder)
         again = lacking_predictions(self._output.folder) if self._stores_predictions else set()
         if again:
-            self.notice(f"{len(again)} finished test trials have no predictions and are evaluated again")
+            self.notice(
+                f"{len(again)} finished test trial{'s' * (len(again) != 1)} without predictions: evaluated again"
+            )
         return {trial_id: record for trial_id, record in self.records.items() if trial_id not in again}
 
     def append(self, record: TrialRecord) -> None:

@@ -12,7 +12,7 @@ from stored_answers import CONTEXT, LABELS, model_of, write_results, wrong
 from typer.testing import CliRunner
 
 from raymerge import cli
-from raymerge.compare import CellDifference, Comparison, compare, read_side
+from raymerge.compare import CellDifference, Comparison, LeftOut, compare, read_side
 from raymerge.errors import UsageError
 from raymerge.records import Cell
 from raymerge.significance import holm, paired_bootstrap, unpaired
@@ -123,9 +123,12 @@ def test_cells_of_only_one_are_named(tmp_path):
     found = compared(first, second)
     assert [cell.first_method for cell in found.cells] == ["iso-c"]
     assert found.left_out == (
-        f"vit, 2 tasks, ties in {second}: it is not finite",
-        f"vit, 2 tasks, tsv-m in {first}: no such cell",
+        LeftOut("vit", 2, "tsv-m", str(first), "no such cell"),
+        LeftOut("vit", 2, "ties", str(second), "it is not finite"),
     )
+    printed = call("compare", first, second).stdout
+    assert f"Not compared, for {first} has no result (no such cell): vit, 2 tasks: tsv-m\n" in printed
+    assert f"Not compared, for {second} has no result (it is not finite): vit, 2 tasks: ties\n" in printed
     with pytest.raises(UsageError, match="no cell has a result on test in both"):
         compare(read_side(first), read_side(second), methods=("ties", "ties"))
 

@@ -87,7 +87,7 @@ def test_what_has_no_predictions_is_done_again_once_they_are_stored(opened, tmp_
     again = OutputStore(opened, spec, fake_sweep.SUITE, None)
     again.notice = told.append
     assert again.open("bf16").keys() == {"bb", "cc", "dd"}
-    assert told == ["1 finished test trials have no predictions and are evaluated again"]
+    assert told == ["1 finished test trial without predictions: evaluated again"]
     (row,) = again.summarise([CELL])
     assert row.test_trial_id in ("aa", "bb"), "until then its numbers are those there are"
     again.append(with_predictions("aa"))

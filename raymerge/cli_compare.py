@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 def compare(
     first: Annotated[str, typer.Argument(metavar="DIR1", help="Folder of results, or its URI.", show_default=False)],
     second: Annotated[
-        str | None, typer.Argument(metavar="[DIR2]", help="Another one; not needed with --methods.", show_default=False)
+        str | None, typer.Argument(metavar="DIR2", help="Another one; not needed with --methods.", show_default=False)
     ] = None,
     methods: Annotated[
         tuple[str, str] | None,
@@ -31,7 +31,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two sweeps, or two methods, and test whether they differ by chance."""
-    with errors_told(debug):
+    with errors_told(debug, interrupted="interrupted."):
         if second is None and methods is None:
             raise UsageError("give a second folder, or two methods of this one with --methods A B.")
         from raymerge import compare as comparing  # scipy takes half a second to import

@@ -26,14 +26,14 @@ def query(
     output: Annotated[str, typer.Argument(metavar="DIR", help="Folder of results, or its URI.", show_default=False)],
     sql: Annotated[
         str | None,
-        typer.Argument(metavar="[SQL]", help="One query; without it, tables and columns.", show_default=False),
+        typer.Argument(metavar="SQL", help="One query; without it, tables and columns.", show_default=False),
     ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     debug: Debug = False,
 ) -> None:
     """Ask the results of a sweep in SQL."""
-    with errors_told(debug):
+    with errors_told(debug, interrupted="interrupted."):
         if as_json and as_csv:
             raise UsageError("--json and --csv exclude each other.")
         from raymerge import query as querying  # duckdb and pyarrow take a moment to import

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from raymerge.results import read_tables
 if TYPE_CHECKING:
     import duckdb
 
-READS = {"SELECT", "EXPLAIN", "MULTI"}
-"""Statements that give rows and change nothing; PIVOT is of the last kind. DESCRIBE, SHOW, FROM and WITH are SELECT."""
+READS = {"SELECT", "MULTI"}
+"""Kinds of statements that find rows: FROM, WITH, DESCRIBE and SHOW are of the first kind, PIVOT of the second."""
 
 _LOCKED = {
     "python_enable_replacements": "false",  # no variable of this process is a table
@@ -49,8 +50,23 @@ def query(output_dir: Location, sql: str) -> Answer:
             raise UsageError(f"the SQL has {len(statements)} statements; give one query.")
         if (kind := statements[0].type.name) not in READS:
             raise UsageError(f"the SQL is a statement of kind {kind}, and only queries are allowed; write a SELECT.")
-        connection.execute(statements[0])
+        return _answer(connection, statements[0])
+
+
+def _answer(connection: "duckdb.DuckDBPyConnection", statement: "duckdb.Statement") -> Answer:
+    """In a thread of its own: in this one, a signal would wait until DuckDB is done."""
+
+    def run() -> Answer:
+        connection.execute(statement)
         return Answer(tuple(column[0] for column in connection.description or ()), connection.fetchall())
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        answer = pool.submit(run)
+        try:
+            return answer.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def describe(output_dir: Location) -> Answer:

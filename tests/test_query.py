@@ -37,6 +37,13 @@ def folder(shared: Path, tmp_path: Path) -> Path:
     return shutil.copytree(shared, tmp_path / "results")
 
 
+def in_a_process(script: str, environment: dict[str, str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(Path(query.__file__).parent.parent), **environment}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
 def ask(folder: Path, sql: str) -> list[tuple]:
     return query.query(folder, sql).rows
 
@@ -82,18 +89,32 @@ def test_only_rows_that_count(folder):
 
 
 def test_times_are_in_utc_wherever_the_machine_is(folder):
-    script = (
-        f"from raymerge import query; print(query.query({str(folder)!r}, 'SELECT min(finished_at) FROM trials').rows)"
-    )
-    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(query.__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert "datetime.datetime(2023, 11, 14, 22, 13, 20, 250000)" in done.stdout
+    sql = "SELECT min(finished_at) FROM trials"
+    script = f"from raymerge import query; print(query.query({str(folder)!r}, {sql!r}).rows[0][0])"
+    assert in_a_process(script, {"TZ": "Asia/Tokyo"}) == "2023-11-14 22:13:20.250000"
 
 
 def test_a_sweep_without_a_summary_has_the_one_of_its_trials(folder):
     (written,) = ask(folder, "SELECT test_accuracy FROM summary WHERE method = 'ties'")
     shutil.rmtree(folder / "summary")
     assert ask(folder, "SELECT test_accuracy FROM summary WHERE method = 'ties'") == [written]
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("WITH t AS (SELECT 3 AS x) SELECT x FROM t", [(3,)]),
+        ("VALUES (1, 'a')", [(1, "a")]),
+        (
+            "PIVOT evaluations ON task USING sum(correct) GROUP BY method ORDER BY method",
+            [("iso-c", 17, 10), ("ties", 19, 9)],
+        ),
+        ("SELECT column_name FROM (DESCRIBE trials) WHERE column_name = 'alpha'", [("alpha",)]),
+        ("SELECT 1 WHERE false", []),
+    ],
+)
+def test_queries_of_every_kind(folder, sql, rows):
+    assert ask(folder, sql) == rows
 
 
 def test_columns_are_described(folder):
@@ -118,7 +139,7 @@ def test_columns_are_described(folder):
         ("DROP VIEW trials", "kind DROP"),
         ("INSTALL httpfs", "kind LOAD"),
         ("SET enable_external_access = true", "kind SET"),
-        ("EXPLAIN ANALYZE COPY trials TO '{new}'", "disabled by configuration"),
+        ("EXPLAIN ANALYZE COPY trials TO '{new}'", "kind EXPLAIN"),
         ("SELECT * FROM read_text('{there}')", "disabled by configuration"),
         ("SELECT * FROM read_csv('https://example.com/x.csv')", "disabled by configuration"),
         ("SELECT * FROM '{there}'", "disabled by configuration"),
@@ -139,6 +160,21 @@ def test_what_a_query_may_not_do(folder, tmp_path, sql, words):
         query.query(folder, sql.format(new=tmp_path / "new", there=there))
     assert words in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_query_can_be_interrupted(folder):
+    script = f"""
+import os, signal, threading
+from raymerge import query
+signal.signal(signal.SIGINT, signal.default_int_handler)
+timer, answer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)), query._answer
+query._answer = lambda *arguments: (timer.start(), answer(*arguments))
+try:
+    query.query({str(folder)!r}, "SELECT count(*) FROM range(1000000000000) a WHERE a.range % 7 = sin(a.range)")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert in_a_process(script, {}) == "interrupted"
 
 
 def test_without_duckdb(folder, monkeypatch):

@@ -16,7 +16,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -114,14 +114,12 @@ def read_records(output_dir: Location) -> dict[str, TrialRecord]:
     Changes nothing, so it may run beside a sweep. A part that cannot be read is named in a warning and its trial left
     out, to be computed again. Times come back rounded to microseconds. Predictions are not read.
     """
-    return _Snapshot(
-        Folder.at(output_dir), Schemas.declared(), trials=TRIAL_FIELDS, evaluations=EVALUATION_FIELDS
-    ).records()
+    return _Snapshot(Folder.at(output_dir), Schemas.declared(), TRIAL_FIELDS, EVALUATION_FIELDS).records()
 
 
 def lacking_predictions(output_dir: Location) -> set[str]:
     """Ids of the trials that have finished on the test split and whose predictions are not stored."""
-    snapshot = _Snapshot(Folder.at(output_dir), Schemas.declared(), trials=["split"], predictions=())
+    snapshot = _Snapshot(Folder.at(output_dir), Schemas.declared(), ["split"], (), predictions=())
     trials = snapshot.tables["trials"]
     tested = trials.filter((ds.field("split") == "test") & (ds.field("status") == "finished"))
     return {*tested["trial_id"].to_pylist()} - {*snapshot.tables["predictions"]["trial_id"].to_pylist()}
@@ -145,7 +143,7 @@ def _recover(folder: Folder) -> dict[str, TrialRecord]:
             if _is_temporary(path):
                 folder.delete(path)
     # every column, so that no damage stays hidden
-    snapshot = _Snapshot(folder, Schemas.declared(), trials=None, evaluations=None, predictions=None)
+    snapshot = _Snapshot(folder, Schemas.declared(), predictions=None)
     for path in sorted(snapshot.broken):
         if folder.exists(path):
             folder.move(path, f"{QUARANTINE}/{path}")
@@ -169,8 +167,9 @@ def load(output_dir: Location, table: str = "evaluations") -> "pandas.DataFrame"
         if summary is None:
             raise UsageError(f"{folder.name}: no summary yet, its sweep has not finished. Start the same sweep again.")
         return summary.to_pandas()
-    columns: dict[str, Sequence[str] | None] = {table: None}
-    rows = _Snapshot(folder, Schemas.declared(), **columns).tables[table]
+    others: dict[str, Sequence[str]] = {name: () for name in ("trials", "evaluations") if name != table}
+    predictions = None if table == "predictions" else False
+    rows = _Snapshot(folder, Schemas.declared(), **others, predictions=predictions).tables[table]
     if table == "predictions" and not rows.num_rows:
         raise UsageError(f"{folder.name}: no predictions are stored here. {STORE_THEM}")
     return rows.to_pandas()
@@ -191,10 +190,7 @@ def read_tables(output_dir: Location, *, predictions: bool = True) -> dict[str, 
         UsageError: no such folder, or a sweep has never written there.
     """
     folder, schemas = _results_at(output_dir), Schemas.declared()
-    columns: dict[str, Sequence[str] | None] = {"trials": None, "evaluations": None}
-    if predictions:
-        columns["predictions"] = None
-    snapshot = _Snapshot(folder, schemas, **columns)
+    snapshot = _Snapshot(folder, schemas, predictions=None if predictions else False)
     summary = _written_summary(folder)
     tables = {**snapshot.tables, "summary": _summary_of(snapshot, schemas) if summary is None else summary}
     return {name: tables[name] for name in TABLES if name in tables and (name != "predictions" or len(tables[name]))}
@@ -260,14 +256,25 @@ def current_summary(output_dir: Location) -> "pandas.DataFrame":
 class _Snapshot:
     """The tables as they are now, and which of their parts count."""
 
-    def __init__(self, folder: Folder, schemas: Schemas, **columns: Sequence[str] | None):
-        """Read the named columns of tables (None: all) besides those that tell whether a row counts.
+    def __init__(
+        self,
+        folder: Folder,
+        schemas: Schemas,
+        trials: Sequence[str] | None = None,
+        evaluations: Sequence[str] | None = None,
+        *,
+        predictions: Sequence[str] | Literal[False] | None = False,
+    ):
+        """Read the named columns of each table (None: all) besides those that tell whether a row counts.
 
-        Predictions are read only if they are named.
+        Args:
+            predictions: False: that table is not read.
         """
         read_manifest(folder)
         self._folder = folder
-        columns = {"trials": (), "evaluations": (), **columns}
+        columns = {"trials": trials, "evaluations": evaluations}
+        if predictions is not False:
+            columns["predictions"] = predictions
         read: dict[str, pa.Table] = {}
         unreadable: dict[str, set[str]] = {}
         with _reading(folder):

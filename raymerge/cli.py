@@ -18,12 +18,14 @@ import typer
 import raymerge
 from raymerge.cli_analyze import analyze
 from raymerge.cli_bench import bench
+from raymerge.cli_compare import compare
 from raymerge.cli_data import data_app
 from raymerge.cli_doctor import doctor
 from raymerge.cli_evaluate import evaluate
 from raymerge.cli_finetune import finetune
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
+from raymerge.cli_query import query
 from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.cli_status import status
@@ -155,6 +157,8 @@ def schema(debug: Debug = False) -> None:
 
 
 app.command()(status)
+app.command()(compare)
+app.command()(query)
 app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
@@ -224,9 +228,12 @@ def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, 
     spec, suite, folder, has_results = _checked(path, overrides, output)
     finished = {}
     if has_results:
-        from raymerge.results import read_records
+        from raymerge.results import lacking_predictions, read_records
 
         finished = read_records(folder)
+        if spec.evaluation.store_predictions:
+            for trial_id in lacking_predictions(folder):
+                finished.pop(trial_id, None)
     plan = make_plan(spec, suite, finished)
     if as_json:
         about = {"name": suite.name, "profile": suite.profile, "seed": suite.seed, "is_prepared": suite.is_prepared}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymerge.cli_options import Debug, Device, Json, Quiet, torch_device
+from raymerge.cli_options import Debug, Device, Json, Quiet, SplitName, torch_device
 from raymerge.cli_suite import (
     Backbones,
     Data,
@@ -39,11 +39,6 @@ class Precision(enum.StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
-
-
-class SplitName(enum.StrEnum):
-    val = "val"
-    test = "test"
 
 
 def evaluate(

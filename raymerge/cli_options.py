@@ -15,6 +15,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
 
+class SplitName(enum.StrEnum):
+    val = "val"
+    test = "test"
+
+
 class Device(enum.StrEnum):
     auto = "auto"
     cpu = "cpu"

@@ -16,7 +16,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from raymerge.ray_metrics import ServiceMetrics
-from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore
+from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore, task_score
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
@@ -44,7 +44,8 @@ class _Ticket:
     submitted: bool = False
     remaining: dict[str, int] = field(default_factory=dict)
     """Shards to come, by task."""
-    scores: dict[str, TaskScore] = field(default_factory=dict)
+    shards: dict[str, dict[int, Scored]] = field(default_factory=dict)
+    """Of tasks that are not scored, by their rank."""
     complete: list[TaskScore] = field(default_factory=list)
     """Scores of which no shard is missing, in the order they came."""
     error: str | None = None
@@ -361,13 +362,12 @@ class Dispatcher:
             self._fail(ticket, outcome.error)
             return
         self._images += outcome.total
-        known = ticket.scores.get(task, TaskScore(task, 0, 0))
-        ticket.scores[task] = TaskScore(
-            task, known.correct + outcome.correct, known.total + outcome.total, known.seconds + outcome.seconds
-        )
+        shards = ticket.shards.setdefault(task, {})
+        shards[entry.rank] = outcome
         ticket.remaining[task] -= 1
         if not ticket.remaining[task]:
-            ticket.complete.append(ticket.scores[task])
+            ticket.complete.append(task_score(task, [shards[rank] for rank in sorted(shards)]))
+            del ticket.shards[task]
             if ticket.done:
                 ticket.occupancy = self._stats().since(ticket.since).occupancy
             ticket.changed.set()

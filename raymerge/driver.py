@@ -455,7 +455,9 @@ class Sweep:
         if not _is_reference(trial.cell):
             return {}
         found = {t: self._scores.get((w.weights_id, t, trial.split)) for t, w in trial.weights.items()}
-        return {task: score for task, score in found.items() if score is not None}
+        # scores that an earlier run left have no predictions
+        needs_predictions = self.spec.evaluation.stores_predictions_of(trial.split)
+        return {t: score for t, score in found.items() if score and (score.predictions or not needs_predictions)}
 
     def _references(self, trial: Trial, count: int | None = None) -> dict[str, TaskReference] | None:
         """What the trial's accuracies, or the first `count`, are compared with; None until all of it is measured.
@@ -526,6 +528,7 @@ class Sweep:
             finished_at=time.time(),
         )
         self._on_record(record)
+        record = record.without_predictions()
         self._records[record.trial_id] = record
         state = self._state_of[trial.cell]
         self._stirred.add(state.position)

@@ -72,7 +72,7 @@ class Store(Protocol):
         ...
 
     def append(self, record: TrialRecord) -> None:
-        """Return once a record is durable."""
+        """Return once a record, with its predictions, is durable."""
         ...
 
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None: ...
@@ -249,7 +249,7 @@ def _saver(store: Store, listener: Listener, sweep: str) -> Callable[[TrialRecor
 
     def save(record: TrialRecord) -> None:
         store.append(record)
-        listener.trial(record)
+        listener.trial(record.without_predictions())
         metrics.count(record.status)
 
     return save

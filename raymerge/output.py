@@ -3,7 +3,7 @@
 <output>/manifest.json              what the rows are and where they come from, see below
          .lock                      held while a sweep writes; who holds it
          .lease.json                the same, where files cannot be locked (lease.py)
-         evaluations/ trials/ summary/
+         evaluations/ trials/ summary/ predictions/
          status.json                how far the sweep is (status_file.py)
          log.jsonl                  what happened (event_log.py)
          quarantine/                parts that could not be read

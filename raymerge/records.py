@@ -6,7 +6,7 @@ Identity is content: the same trial has the same `trial_id` in every run, on eve
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -57,6 +57,14 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a model says of every image, beside the truth: classes in the order of the images, int32, little-endian."""
+
+    predicted: bytes
+    labels: bytes
+
+
+@dataclass(frozen=True)
 class TaskScore:
     """Top-1 of one task on one split. Counts are integers, so shards add up in any order."""
 
@@ -64,6 +72,8 @@ class TaskScore:
     correct: int
     total: int
     seconds: float = 0.0
+    predictions: Predictions | None = None
+    """Where the sweep stores them; on their way to the results only."""
 
     @property
     def accuracy(self) -> float:
@@ -86,6 +96,8 @@ class EvalJob:
     """None: theta_0 itself."""
     update: Any = None
     """Whatever the executor's `fetch` turns into the update."""
+    with_predictions: bool = False
+    """Whether the outcome holds them, beside the counts."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,22 @@ class Scored:
     correct: int
     total: int
     seconds: float
+    predictions: Predictions | None = None
+
+
+def task_score(task: str, shards: Sequence[Scored]) -> TaskScore:
+    """All shards of a task together; their order matters to predictions alone."""
+    answers = [shard.predictions for shard in shards if shard.predictions is not None]
+    predictions = None
+    if len(answers) == len(shards):
+        predictions = Predictions(b"".join(a.predicted for a in answers), b"".join(a.labels for a in answers))
+    return TaskScore(
+        task,
+        sum(shard.correct for shard in shards),
+        sum(shard.total for shard in shards),
+        sum(shard.seconds for shard in shards),
+        predictions,
+    )
 
 
 @dataclass(frozen=True)
@@ -178,6 +206,12 @@ class TrialRecord:
     def average_normalized_accuracy(self) -> float:
         """Mean over tasks of merged / expert accuracy (not the ratio of means)."""
         return _mean([score.accuracy / self.references[score.task].expert_accuracy for score in self.scores])
+
+    def without_predictions(self) -> "TrialRecord":
+        """The same record with counts alone, small enough to be kept."""
+        if all(score.predictions is None for score in self.scores):
+            return self
+        return replace(self, scores=tuple(replace(score, predictions=None) for score in self.scores))
 
 
 def _mean(values: list[float]) -> float:

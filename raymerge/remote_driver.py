@@ -124,7 +124,7 @@ class _Client:
             self.records = dict(value)
         if request.name == "append" and failure is None:
             record: TrialRecord = request.arguments[0]
-            self.records[record.trial_id] = record
+            self.records[record.trial_id] = record.without_predictions()
         ray.get(self._driver.reply.remote(request.number, value, failure))
 
     def _tell(self, request: Request) -> None:

@@ -1,9 +1,10 @@
-"""The three tables as Arrow schemas, and the way between a TrialRecord and its rows.
+"""The four tables as Arrow schemas, and the way between a TrialRecord and its rows.
 
 A parameter is one column: float64, or a string for one that is a word; null where a method has no such parameter. One
 that every task chooses for itself is the value of the row's task in `evaluations`, and the list over `tasks` elsewhere
 (of length one while all tasks share a value). `trials.point` repeats alpha and parameters exactly, as JSON. Partition
-columns (backbone, num_tasks, method) live in folder names, not in the files of `evaluations` and `trials`.
+columns (backbone, num_tasks, method) live in folder names, not in the files of `evaluations`, `trials` and
+`predictions`.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from raymerge import methods
@@ -27,6 +29,7 @@ VERSION_KEY = "raymerge_results_version"
 PARTITIONS = pa.schema([("backbone", pa.string()), ("num_tasks", pa.int32()), ("method", pa.string())])
 
 _STRINGS = pa.list_(pa.string())
+_CLASSES = pa.list_(pa.int32())
 _TIME = pa.timestamp("us", tz="UTC")
 
 _SWEEP = [
@@ -76,7 +79,7 @@ class Schemas:
                 per_task[name] = per_task.get(name, False) or parameter.per_task is not None
                 assert words.setdefault(name, is_word) is is_word, f"{name} is a word for some methods only"
         schemas = cls({name: per_task[name] for name in sorted(per_task)}, frozenset(n for n in words if words[n]))
-        for schema in (schemas.evaluations, schemas.trials, schemas.summary):
+        for schema in (schemas.evaluations, schemas.trials, schemas.summary, schemas.predictions):
             assert len(set(schema.names)) == len(schema.names), f"a parameter has the name of a column: {schema.names}"
         return schemas
 
@@ -161,6 +164,24 @@ class Schemas:
         )
 
     @property
+    def predictions(self) -> pa.Schema:
+        return _versioned(
+            [
+                *_SWEEP,
+                ("task", pa.string()),
+                ("stage", pa.string()),
+                ("split", pa.string()),
+                ("status", pa.string()),
+                ("alpha", pa.float64()),
+                ("predicted", _CLASSES),
+                ("labels", _CLASSES),
+                ("device", pa.string()),
+                ("precision", pa.string()),
+                ("finished_at", _TIME),
+            ]
+        )
+
+    @property
     def _lists(self) -> list[tuple[str, pa.DataType]]:
         return [
             (name, pa.list_(pa.float64()) if listed else self._type(name)) for name, listed in self.per_task.items()
@@ -194,6 +215,20 @@ class Schemas:
                 }
             )
         return pa.Table.from_pylist(rows, schema=self.evaluations)
+
+    def predictions_table(self, record: TrialRecord, context: RunContext) -> pa.Table:
+        """One row per task whose score has predictions."""
+        rows = [
+            {
+                **_shared(record, context),
+                "task": score.task,
+                "predicted": _read_classes(score.predictions.predicted),
+                "labels": _read_classes(score.predictions.labels),
+            }
+            for score in record.scores
+            if score.predictions is not None
+        ]
+        return pa.Table.from_pylist(rows, schema=self.predictions)
 
     def trials_table(self, record: TrialRecord, context: RunContext) -> pa.Table:
         row = {
@@ -315,7 +350,7 @@ def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
 
 
 def _shared(record: TrialRecord, context: RunContext) -> dict[str, Any]:
-    """Columns that mean the same in `evaluations` and `trials`."""
+    """Columns that mean the same in `evaluations`, `predictions` and `trials`."""
     return {
         "trial_id": record.trial_id,
         "sweep": context.sweep,
@@ -333,6 +368,10 @@ def _shared(record: TrialRecord, context: RunContext) -> dict[str, Any]:
         "precision": context.precision,
         "finished_at": round(record.finished_at * 1e6),
     }
+
+
+def _read_classes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, dtype="<i4")
 
 
 def _read_point(text: str) -> Point:

@@ -16,7 +16,7 @@ from raymerge.output import Output, open_output
 from raymerge.published import expert_accuracies
 from raymerge.records import SPLITS, Accuracies, Cell, RunOutcome, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
-from raymerge.results import ResultsWriter, recover, write_summary
+from raymerge.results import ResultsWriter, lacking_predictions, recover, write_summary
 from raymerge.search_space import sweep_cells
 from raymerge.selection import Objective
 from raymerge.suite_file import find_suite
@@ -71,6 +71,7 @@ def run_sweep(
             _sigterm_as_interrupt(),
             observing(listener, output.folder, spec, suite, lambda: store.records) as observers,
         ):
+            store.notice = observers.notice
             observers.stage("starting Ray")
             from raymerge import cluster, execution, remote_driver  # ray takes seconds to import
 
@@ -93,6 +94,9 @@ class OutputStore:
 
     def __init__(self, output: Output, spec: SweepSpec, suite: Suite, address: str | None):
         self.records: dict[str, TrialRecord] = {}
+        self.notice: Callable[[str], None] = lambda what: None
+        """Told what the user may wonder about."""
+        self._stores_predictions = spec.evaluation.store_predictions
         self._output = output
         self._address = address
         self._objective: Objective = spec.search.objective
@@ -123,12 +127,17 @@ class OutputStore:
         self._context = replace(self._context, precision=precision)
         self._writer = ResultsWriter(self._output.folder, self._context, check=self._output.check)
         self.records = recover(self._output.folder)
-        return dict(self.records)
+        again = lacking_predictions(self._output.folder) if self._stores_predictions else set()
+        if again:
+            self.notice(
+                f"{len(again)} finished test trial{'s' * (len(again) != 1)} without predictions: evaluated again"
+            )
+        return {trial_id: record for trial_id, record in self.records.items() if trial_id not in again}
 
     def append(self, record: TrialRecord) -> None:
         assert self._writer is not None, "opened first"
         self._writer.append(record)
-        self.records[record.trial_id] = record
+        self.records[record.trial_id] = record.without_predictions()
 
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         self._output.start_run(address=self._address, nodes=nodes)

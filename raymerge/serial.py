@@ -9,7 +9,7 @@ from raymerge.driver import Sweep
 from raymerge.errors import RaymergeError
 from raymerge.merge_request import Group, group_merges, request_for
 from raymerge.merging import merge_shard, read_statistics, shards_of
-from raymerge.records import EvalJob, Failed, Scored, TaskScore
+from raymerge.records import EvalJob, Failed, Scored, TaskScore, task_score
 from raymerge.shards import jobs_of
 from raymerge.suites import moments_dir
 from raymerge.worker import EvalWorker, WorkerSetup
@@ -52,15 +52,15 @@ class SerialExecutor:
                 del self._updates[merge_id]
 
     def _score(self, task: str, jobs: Sequence[EvalJob]) -> TaskScore | Failed:
-        correct, total, seconds = 0, 0, 0.0
+        shards: list[Scored] = []
         for job in jobs:
             update = self._updates[job.update_id] if job.update_id else None
             outcome = self._worker.run(EvalJob(**{**vars(job), "update": update}))
             if isinstance(outcome, Failed):
                 return outcome
             assert isinstance(outcome, Scored), "updates are in this process"
-            correct, total, seconds = correct + outcome.correct, total + outcome.total, seconds + outcome.seconds
-        return TaskScore(task, correct, total, seconds)
+            shards.append(outcome)
+        return task_score(task, shards)
 
     def _merge(self, sweep: Sweep) -> None:
         known = self._updates.keys() | self._failed

@@ -27,4 +27,5 @@ def jobs_of(trial: Trial, tasks: Sequence[str], suite: Suite, settings: Evaluati
                 weights_id=weights.weights_id,
                 alpha=weights.alpha,
                 update_id=weights.merge.merge_id if weights.merge else None,
+                with_predictions=settings.stores_predictions_of(trial.split),
             )

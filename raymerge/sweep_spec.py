@@ -28,7 +28,7 @@ from raymerge.method_settings import (
 )
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Method
-from raymerge.records import content_id
+from raymerge.records import Split, content_id
 from raymerge.spec_problems import as_problem
 
 Info = Any
@@ -156,6 +156,13 @@ class EvaluationSettings(Section):
     max_images: int | None = Field(
         default=None, ge=1, description="Score only the first so many images of every split; null: all of them."
     )
+    store_predictions: bool = Field(
+        default=False,
+        description="Keep the predicted class of every test image beside the counts, for `raymerge compare`.",
+    )
+
+    def stores_predictions_of(self, split: Split) -> bool:
+        return self.store_predictions and split == "test"
 
 
 class ResourceSettings(Section):
@@ -330,14 +337,14 @@ def resolve(spec: SweepSpec) -> dict[str, Any]:
 def spec_hash(spec: SweepSpec) -> str:
     """Content id of what decides the numbers.
 
-    The name, the resources, the trackers, the places of weights, data and input moments, and how images are cut into
-    batches are left out: a sweep may be resumed elsewhere, with more evaluators or smaller batches. The order of
-    backbones, sizes and methods does not matter.
+    The name, the resources, the trackers, the places of weights, data and input moments, how images are cut into
+    batches, and whether predictions are stored are left out: a sweep may be resumed elsewhere, with more evaluators or
+    smaller batches. The order of backbones, sizes and methods does not matter.
     """
     value = resolve(spec)
     for key in ("schema_version", "name", "resources", "trackers", "moments", "weights", "data"):
         del value[key]
-    for key in ("batch_size", "shard_images"):
+    for key in ("batch_size", "shard_images", "store_predictions"):
         del value["evaluation"][key]
     for key in ("backbones", "num_tasks"):
         value[key] = sorted(value[key]) if value[key] else value[key]

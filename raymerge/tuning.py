@@ -10,7 +10,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, Protocol, runtime_checkable
 
 import ray
@@ -65,7 +64,7 @@ class TrialCoordinator(tune.Trainable):
         self._num_known = progress.num_scored
         return {
             "num_scored": progress.num_scored,
-            "scores": [asdict(score) for score in progress.scores],
+            "scores": [vars(score) for score in progress.scores],
             "trial_error": progress.error,
             "occupancy": progress.occupancy,
             "done": progress.done,

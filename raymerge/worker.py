@@ -16,7 +16,7 @@ from raymerge.checkpoints import load_head, open_checkpoint
 from raymerge.errors import RaymergeError, UpdateNotHereError
 from raymerge.evaluation import Evaluator
 from raymerge.images import ImageSplit, cached_split
-from raymerge.records import EvalJob, Failed, NotYet, Scored
+from raymerge.records import EvalJob, Failed, NotYet, Predictions, Scored
 from raymerge.suites import Suite
 from raymerge.sweep_spec import EvaluationSettings
 
@@ -69,12 +69,14 @@ class EvalWorker:
                 self._weights[job.backbone] = job.weights_id
             images, labels = self._images(job.task, job.split).view(job.start, job.stop)
             head = self._head(job.backbone, job.task, evaluator.embed_dim)
-            correct = evaluator.count_correct(images, labels, *head)
+            predicted = evaluator.predict(images, *head).cpu()
         except UpdateNotHereError:
             return NotYet()
         except (RaymergeError, torch.OutOfMemoryError) as error:
             return Failed(f"{job.backbone}/{job.task} ({job.split}): {error}")
-        return Scored(correct, job.stop - job.start, time.monotonic() - started)
+        correct = int((predicted == labels).sum())
+        predictions = Predictions(_classes(predicted), _classes(labels)) if job.with_predictions else None
+        return Scored(correct, job.stop - job.start, time.monotonic() - started, predictions)
 
     def _evaluator(self, backbone: str) -> Evaluator:
         if backbone not in self._evaluators:
@@ -116,3 +118,8 @@ class EvalWorker:
         suite = self._setup.suite
         path, num_classes = suite.head_path(backbone, task), len(suite.task(task).classes)
         return load_head(path, num_classes=num_classes, embed_dim=embed_dim)
+
+
+def _classes(classes: Tensor) -> bytes:
+    """As `Predictions` holds them."""
+    return classes.numpy().astype("<i4").tobytes()

@@ -3,12 +3,13 @@
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raymerge.driver import Sweep, Trial, Weights
 from raymerge.merge_request import Merge
-from raymerge.records import Split, TaskScore, TrialRecord, content_id
+from raymerge.records import Predictions, Split, TaskScore, TrialRecord, content_id
 from raymerge.search_space import sweep_cells
 from raymerge.suites import Backbone, Suite, Task
 from raymerge.sweep_spec import SweepSpec
@@ -167,6 +168,10 @@ class FakeExecutor:
         missing = self.sweep.missing_tasks(trial.trial_id)
         chosen = self.random.sample(missing, self.random.randint(min(1, len(missing)), len(missing)))
         scores = [score(trial.weights[task], task, trial.split, self.accuracy) for task in chosen]
+        if self.sweep.spec.evaluation.stores_predictions_of(trial.split):
+            scores = [
+                replace(one, predictions=Predictions(b"\0" * 4 * one.total, b"\0" * 4 * one.total)) for one in scores
+            ]
         self.evaluated += [(trial.weights[task].weights_id, task, trial.split) for task in chosen]
         go_on = self.sweep.report(trial.trial_id, scores)
         if not go_on or len(chosen) == len(missing):

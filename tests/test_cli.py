@@ -338,6 +338,15 @@ def test_plan_of_a_sweep_that_is_done(fake):
     assert "Already done in results/tiny: 4 of 4 cells; at most 0 images are left." in done.stdout
 
 
+def test_plan_of_the_predictions_that_a_finished_sweep_lacks(fake):
+    assert call("sweep", "tiny.yaml").exit_code == 0
+    done = call("plan", "tiny.yaml", "--set", "evaluation.store_predictions=true", "--json")
+    tasks = find_suite("demo", "reduced").tasks[:2]
+    value = json.loads(done.stdout)
+    assert (value["num_cells_done"], value["max_images_left"] > 0) == (0, True)
+    assert [r["images_left"] for r in value["references"]] == [2 * sum(task.images["test"] for task in tasks)]
+
+
 def test_plan_of_a_prepared_suite(fake):
     suite = find_suite("demo", "reduced")
     files = [suite.zero_shot_path("demo-vit"), *(suite.expert_path("demo-vit", t.name) for t in suite.tasks[:2])]
@@ -426,6 +435,8 @@ def test_version_and_help():
         "report",
         "schema",
         "status",
+        "compare",
+        "query",
         "merge",
         "stats",
         "evaluate",
@@ -469,6 +480,8 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), sep="\\n", file
     assert not imported("--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "pydantic", "rich"}
     assert not imported("stats", "--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "open_clip"}
     assert not imported("merge", "--help") & {"torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "open_clip"}
+    for command in ("compare", "query"):
+        assert not imported(command, "--help") & {"torch", "ray", "pandas", "pyarrow", "numpy", "scipy", "duckdb"}
     for command in (["plan", "tiny.yaml"], ["sweep", "tiny.yaml", "--dry-run", "--json"]):
         assert not imported(*command) & {"torch", "ray", "optuna", "pandas", "open_clip"}
     assert not imported("schema") & {"torch", "ray", "optuna", "pandas", "pyarrow"}

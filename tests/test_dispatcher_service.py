@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from raymerge.dispatcher import IDLE_S, MAX_ATTEMPTS, Dispatcher, Observation, Progress, Working
-from raymerge.records import EvalJob, Failed, Scored, ServiceStats, TaskScore
+from raymerge.records import EvalJob, Failed, Predictions, Scored, ServiceStats, TaskScore
 
 
 class Method:
@@ -137,6 +137,12 @@ async def news(dispatcher: Dispatcher, trial_id: str, num_known: int = 0) -> Pro
     return task.result()
 
 
+def answers(of: EvalJob) -> Predictions:
+    """One byte an image: where it is."""
+    images = bytes(range(of.start, of.stop))
+    return Predictions(images, images[::-1])
+
+
 # --- order and counts -----------------------------------------------------------------------------------------------
 
 
@@ -176,6 +182,25 @@ async def test_a_task_is_news_once_all_its_shards_are_in():
     assert not waiting.done(), "what is known is no news"
     await a.answer(7)
     assert (await waiting) == Progress([TaskScore("T0", 11, 16, 1.0)], num_scored=2, done=True)
+
+
+@asynchronous
+async def test_predictions_are_joined_in_the_order_of_the_images():
+    """However late a shard is, and whoever had it first."""
+    dispatcher, (a, b) = await started(2)
+    await submit(dispatcher, "x", [job("T0", 0, 10), job("T1", 0, 4), job("T0", 10, 16), job("T0", 16, 20)])
+    await b.settle(Scored(1, 4, 0.5, answers(b.job)))
+    await b.settle(Scored(2, 6, 0.5, answers(b.job)))
+    await a.settle(ActorDiedError())
+    await b.settle(Scored(3, 4, 0.5, answers(b.job)))
+    assert b.job == job("T0", 0, 10)
+    await b.settle(Scored(4, 10, 0.5, answers(b.job)))
+    first, second = (await news(dispatcher, "x")).scores
+    assert (first.task, first.predictions) == ("T1", answers(job("T1", 0, 4)))
+    assert (second.correct, second.total) == (9, 20)
+    assert second.predictions is not None
+    assert second.predictions.predicted == bytes(range(20))
+    assert second.predictions.labels == bytes([*range(9, -1, -1), *range(15, 9, -1), *range(19, 15, -1)])
 
 
 @asynchronous

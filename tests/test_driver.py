@@ -20,6 +20,7 @@ from raymerge.selection import select_best
 from raymerge.tally import Tally
 
 Numbers = dict[str, tuple[Any, ...]]
+STORED = {"store_predictions": True}
 
 
 def numbers(records: Sequence[TrialRecord]) -> Numbers:
@@ -595,6 +596,40 @@ def test_single_task_methods_merge_every_expert_alone_and_share_it_over_task_set
         assert list(record.scores) == [score(weights[t], t, "val") for t in REPORTED]
 
 
+# --- predictions ----------------------------------------------------------------------------------------------------
+
+
+def has_predictions(record: TrialRecord) -> bool:
+    (found,) = {score.predictions is not None for score in record.scores}
+    return found
+
+
+def test_records_on_test_have_predictions_on_their_way_to_the_results_only():
+    sweep, records = start(spec_of(evaluation=STORED))
+    FakeExecutor(sweep, limit=3).run()
+    assert {has_predictions(r) for r in records if r.split == "test"} == {True}, "references that are shared, too"
+    assert {has_predictions(r) for r in records if r.split == "val"} == {False}
+    assert not any(has_predictions(record) for record in sweep.records.values()), "the driver keeps counts alone"
+    plain = run(spec_of())
+    assert numbers([r.without_predictions() for r in records]) == numbers(plain)
+
+
+def test_references_of_an_earlier_run_are_scored_again_for_their_predictions():
+    """Only where a trial that is to be recorded needs them."""
+    spec = spec_of({"zero-shot": {}, "fine-tuned": {}, "weight-averaging": {}}, evaluation=STORED)
+    records = {r.trial_id: r.without_predictions() for r in run(spec)}
+    gone = next(
+        r for r in records.values() if r.cell.method == "fine-tuned" and r.split == "test" and r.cell.num_tasks == 2
+    )
+    again = run(spec, {key: r for key, r in records.items() if key != gone.trial_id})
+    assert [r.trial_id for r in again] == [gone.trial_id]
+    assert has_predictions(again[0])
+    assert again[0].without_predictions().scores == gone.scores
+    assert again[0].images == sum(score.total for score in gone.scores)
+    (plain,) = run(spec_of(list(spec.methods)), {key: r for key, r in records.items() if key != gone.trial_id})
+    assert plain.images == 0, "without predictions what is known is enough"
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
@@ -607,6 +642,7 @@ def test_trial_ids_are_the_content_of_a_trial():
         "batches": start(spec_of({"iso-cts": {}}, [2], {"batch_size": 3, "shard_images": 9}))[0].trial_id(
             cell, point, "val"
         ),
+        "predictions": start(spec_of({"iso-cts": {}}, [2], STORED))[0].trial_id(cell, point, "val"),
         "test": start(base)[0].trial_id(cell, point, "test"),
         "alpha": start(base)[0].trial_id(cell, replace(point, alpha=1.1), "val"),
         "params": start(base)[0].trial_id(cell, Point(1.0, {"common_space_fraction": 0.6}), "val"),
@@ -619,7 +655,7 @@ def test_trial_ids_are_the_content_of_a_trial():
         "profile": start(base, suite=replace(SUITE, profile="b"))[0].trial_id(cell, point, "val"),
         "seed": start(base, suite=replace(SUITE, seed=1))[0].trial_id(cell, point, "val"),
     }
-    assert ids.pop("search") == ids.pop("batches") == ids["same"]
+    assert ids.pop("search") == ids.pop("batches") == ids.pop("predictions") == ids["same"]
     assert len(set(ids.values())) == len(ids)
 
 

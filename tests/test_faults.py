@@ -198,7 +198,10 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
         runner.process.send_signal(signal.SIGINT)
         code, _, stderr = runner.wait()
         assert code == 130, stderr
-        finish(Runner(spec_file, output, home, "--address", address, environment=TOKEN), quiet)
+        store = ("--set", "evaluation.store_predictions=true")
+        finish(Runner(spec_file, output, home, "--address", address, *store, environment=TOKEN), quiet)
+        assert results.lacking_predictions(output) == set()
+        assert not results.load(output, "predictions").empty
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(timeout=60)

@@ -24,9 +24,19 @@ from raymerge import methods, result_schema, results
 from raymerge.errors import OutputError, RaymergeError, UsageError
 from raymerge.folder import Folder
 from raymerge.methods._method import FixedAlpha, Method, Parameter
-from raymerge.records import Cell, Point, TaskReference, TaskScore, TrialRecord
+from raymerge.records import Cell, Point, Predictions, TaskReference, TaskScore, TrialRecord
 from raymerge.result_schema import RESULTS_VERSION, Schemas
-from raymerge.results import ResultsWriter, RunContext, load, read_records, recover, unfinished_summary, write_summary
+from raymerge.results import (
+    ResultsWriter,
+    RunContext,
+    lacking_predictions,
+    load,
+    read_records,
+    read_tables,
+    recover,
+    unfinished_summary,
+    write_summary,
+)
 from raymerge.summary import summarise
 
 CONTEXT = RunContext(
@@ -422,6 +432,134 @@ def test_a_full_disk_names_the_trial_and_leaves_no_debris(tmp_path, monkeypatch)
     assert files(tmp_path) == []
 
 
+# --- predictions -------------------------------------------------------------------------------------------------
+
+
+ANSWERS = {"A": ([0, 1, 2, 2], [0, 1, 2, 3]), "B": ([1, 40_000, 1, 0, 3, 3, 3, 3], [1, 40_000, 1, 0, 0, 0, 0, 0])}
+PREDICTED = replace(
+    RECORD,
+    stage="test",
+    split="test",
+    scores=tuple(
+        replace(score, predictions=Predictions(*(np.array(values, "<i4").tobytes() for values in ANSWERS[score.task])))
+        for score in RECORD.scores
+    ),
+)
+COUNTED = PREDICTED.without_predictions()
+PART = "backbone=ViT-X/num_tasks=2/method=iso-cts/part-00aa.parquet"
+
+
+def predictions_of(folder) -> dict[str, tuple[list[int], list[int]]]:
+    rows = load(folder, "predictions").to_dict("records")
+    return {row["task"]: (row["predicted"].tolist(), row["labels"].tolist()) for row in rows}
+
+
+def test_predictions_by_hand(tmp_path):
+    ResultsWriter(tmp_path, CONTEXT).append(PREDICTED)
+    assert files(tmp_path) == [f"evaluations/{PART}", f"predictions/{PART}", f"trials/{PART}"]
+    assert predictions_of(tmp_path) == ANSWERS
+    plain = pd.read_parquet(tmp_path / "predictions")
+    assert plain["predicted"].map(list).tolist() == [answers for answers, _ in ANSWERS.values()]
+    row = load(tmp_path, "predictions").iloc[0]
+    assert (row["trial_id"], row["method"], row["num_tasks"], row["suite_seed"]) == ("00aa", "iso-cts", 2, 3)
+    assert (row["stage"], row["split"], row["alpha"]) == ("test", "test", 1.5)
+    assert read_records(tmp_path) == {"00aa": COUNTED}
+    assert recover(tmp_path) == {"00aa": COUNTED}
+    assert predictions_of(tmp_path) == ANSWERS
+
+
+def test_predictions_take_little_room(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 10_000, dtype="<i4")
+    predicted = np.where(rng.random(10_000) < 0.8, labels, rng.integers(0, 10, 10_000, dtype="<i4"))
+    score = TaskScore("A", 1, 10_000, predictions=Predictions(predicted.tobytes(), labels.tobytes()))
+    ResultsWriter(tmp_path, CONTEXT).append(replace(PREDICTED, scores=(score,)))
+    assert (tmp_path / "predictions" / PART).stat().st_size < 20_000, "a byte for two classes"
+    columns = pq.read_metadata(tmp_path / "predictions" / PART).row_group(0)
+    encodings = {columns.column(i).path_in_schema: columns.column(i).encodings for i in range(columns.num_columns)}
+    assert all("DICTIONARY" in " ".join(encodings[f"{name}.list.element"]) for name in ("predicted", "labels"))
+
+
+def test_without_predictions_there_is_no_such_table(tmp_path):
+    ResultsWriter(tmp_path, CONTEXT).append(RECORD)
+    with pytest.raises(UsageError, match=r"no predictions are stored here\. .*evaluation\.store_predictions=true"):
+        load(tmp_path, "predictions")
+    assert list(read_tables(tmp_path)) == ["evaluations", "trials", "summary"]
+
+
+@pytest.mark.parametrize("kept", ["predictions", "evaluations"], ids=["before evaluations", "before the trial"])
+def test_predictions_of_a_trial_that_was_killed_do_not_count(tmp_path, kept):
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    writer.append(PREDICTED)
+    writer.append(replace(PREDICTED, trial_id="00bb"))
+    for table in ("trials", *(["evaluations"] if kept == "predictions" else [])):
+        next((tmp_path / table).rglob("part-00bb.parquet")).unlink()
+    assert set(load(tmp_path, "predictions")["trial_id"]) == {"00aa"}
+    recover(tmp_path)
+    assert files(tmp_path) == [f"{table}/{PART}" for table in ("evaluations", "predictions", "trials")]
+
+
+def test_predictions_of_another_attempt_do_not_count(tmp_path):
+    """A trial is done again, and the process dies once its predictions are written."""
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    writer.append(PREDICTED)
+    later = (tmp_path / "predictions" / PART).read_bytes()
+    writer.append(replace(COUNTED, finished_at=COUNTED.finished_at + 1))
+    assert (tmp_path / "predictions" / PART).read_bytes() == later
+    assert lacking_predictions(tmp_path) == {"00aa"}
+    with pytest.raises(UsageError, match="no predictions are stored"):
+        load(tmp_path, "predictions")
+    assert recover(tmp_path).keys() == {"00aa"}
+    assert not (tmp_path / "predictions" / PART).exists()
+
+
+def test_which_trials_lack_predictions(tmp_path):
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    writer.append(PREDICTED)
+    for trial_id, change in {
+        "val": {"split": "val", "stage": "search"},
+        "failed": {"status": "failed", "scores": (), "error": "x"},
+        "wanted": {},
+    }.items():
+        writer.append(replace(COUNTED, trial_id=trial_id, **change))
+    assert lacking_predictions(tmp_path) == {"wanted"}
+    assert lacking_predictions(tmp_path / "nowhere") == set()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_damaged_predictions_cost_no_trial(tmp_path, caplog, damage):
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    writer.append(PREDICTED)
+    writer.append(replace(PREDICTED, trial_id="00bb"))
+    rewrite(next((tmp_path / "predictions").rglob("part-00bb.parquet")), DAMAGE[damage])
+    assert set(load(tmp_path, "predictions")["trial_id"]) == {"00aa"}
+    assert "its rows are left out" in caplog.text
+    assert recover(tmp_path).keys() == {"00aa", "00bb"}
+    assert [name for name in files(tmp_path) if "quarantine" in name] == [
+        f"quarantine/predictions/{PART.replace('00aa', '00bb')}"
+    ]
+    assert lacking_predictions(tmp_path) == {"00bb"}
+    writer.append(replace(PREDICTED, trial_id="00bb"))
+    assert lacking_predictions(tmp_path) == set()
+
+
+def test_all_tables_at_once(tmp_path):
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    writer.append(PREDICTED)
+    writer.append(replace(RECORD, trial_id="00bb"))
+    tables = read_tables(tmp_path)
+    assert {name: len(table) for name, table in tables.items()} == {
+        "evaluations": 4,
+        "trials": 2,
+        "summary": 1,
+        "predictions": 2,
+    }
+    assert tables["summary"]["test_trial_id"].to_pylist() == ["00aa"], "of the trials that are there"
+    write_summary(tmp_path, [])
+    assert len(read_tables(tmp_path)["summary"]) == 0, "as it was written"
+    assert "predictions" not in read_tables(tmp_path, predictions=False)
+
+
 # --- damaged parts -----------------------------------------------------------------------------------------------
 
 
@@ -507,7 +645,9 @@ def test_load_says_what_is_wrong(tmp_path):
         load(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="no results here"):
         load(tmp_path)
-    with pytest.raises(UsageError, match=r"no table is called 'rows'\. Known: evaluations, trials, summary"):
+    with pytest.raises(
+        UsageError, match=r"no table is called 'rows'\. Known: evaluations, trials, summary, predictions"
+    ):
         load(tmp_path, "rows")
     ResultsWriter(tmp_path, CONTEXT).append(RECORD)
     with pytest.raises(UsageError, match="no summary yet"):
@@ -686,6 +826,9 @@ def test_columns_of_version_1(monkeypatch):
     assert " ".join(schemas.trials.names) == shared + (
         "stage split status error generation index alpha point objective objective_value average_accuracy "
         "average_normalized_accuracy denominators num_scored trial_s images occupancy device precision finished_at"
+    )
+    assert " ".join(schemas.predictions.names) == shared + (
+        "task stage split status alpha predicted labels device precision finished_at"
     )
     assert " ".join(schemas.summary.names) == (
         "sweep spec_hash suite profile suite_seed tasks backbone num_tasks method status error alpha val_accuracy "

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference_models
 import tiny_suite
@@ -205,7 +206,7 @@ def test_merges_are_shared_and_released(suite, monkeypatch):
 @pytest.mark.parametrize("shard_images", [1, 10, 1000])
 def test_shards_and_batches_change_no_count(suite, swept, shard_images):
     methods = {"iso-c": ALPHAS}
-    evaluation = {"shard_images": shard_images, "batch_size": 7}
+    evaluation = {"shard_images": shard_images, "batch_size": 7, "store_predictions": True}
     records, _ = run(suite, spec_of(methods, evaluation=evaluation, num_tasks=[3]))
     expected = {
         r.trial_id: [(s.task, s.correct, s.total) for s in r.scores] for r in swept[0] if r.cell.method == "iso-c"
@@ -214,6 +215,12 @@ def test_shards_and_batches_change_no_count(suite, swept, shard_images):
     assert found.keys() < expected.keys()
     assert len(found) == 6
     assert all(expected[trial_id] == scores for trial_id, scores in found.items())
+    (test,) = (r for r in records if r.cell.method == "iso-c" and r.split == "test")
+    for one in test.scores:
+        assert one.predictions is not None
+        predicted, labels = (np.frombuffer(b, "<i4") for b in (one.predictions.predicted, one.predictions.labels))
+        assert labels.tolist() == open_images(suite.images_path(one.task, "test")).labels().tolist()
+        assert (predicted == labels).sum() == one.correct
 
 
 def test_at_most_max_images_are_scored(suite):

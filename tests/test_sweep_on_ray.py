@@ -14,12 +14,14 @@ from sweep_process import Runner, assert_same_as_serial, comparable, serial_reco
 from tiny_suite import tiny_moments, tiny_suite
 
 from raymerge import results
+from raymerge.images import open_images
 from raymerge.records import TrialRecord
 from raymerge.selection import select_best
 from raymerge.suites import Suite, open_suite
 
 pytestmark = pytest.mark.ray
 
+STORE = ("--set", "evaluation.store_predictions=true")
 METHODS = [
     "zero-shot",
     "fine-tuned",
@@ -70,9 +72,9 @@ def serial(suite: Suite, spec_file: Path) -> dict[str, TrialRecord]:
 
 @pytest.fixture(scope="module")
 def undisturbed(spec_file: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of the sweep on two evaluators that nobody disturbed."""
+    """Results of the sweep on two evaluators that nobody disturbed, with predictions."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    code, stdout, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=2").wait()
+    code, stdout, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=2", *STORE).wait()
     assert code == 0, stderr
     assert "Iso-CTS" in stdout
     assert str(output) in stdout
@@ -81,6 +83,16 @@ def undisturbed(spec_file: Path, home: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_sweep_equals_the_serial_twin(undisturbed: Path, serial: dict[str, TrialRecord]) -> None:
     assert_same_as_serial(undisturbed, serial)
+
+
+def test_predictions_are_those_that_were_counted(undisturbed: Path, suite: Suite) -> None:
+    counts = results.load(undisturbed).query("split == 'test'").set_index(["trial_id", "task"])["correct"]
+    rows = results.load(undisturbed, "predictions")
+    assert len(rows) == len(counts) > 0
+    for _, row in rows.iterrows():
+        assert (row.predicted == row.labels).sum() == counts[row.trial_id, row.task]
+        images = open_images(suite.images_path(row.task, "test"))
+        assert row.labels.tolist() == images.labels().tolist()
 
 
 def test_summary_recomputed_from_evaluations_by_plain_pandas(undisturbed: Path) -> None:
@@ -148,12 +160,17 @@ def test_killed_again_and_again(
         runner.process.send_signal(signal.SIGKILL)
         runner.wait()
         assert runner.num_trials() < total, "killed too late to prove anything"
-    code, _, stderr = Runner(spec_file, output, home).wait()
+    code, _, stderr = Runner(spec_file, output, home, *STORE).wait()
     assert code == 0, stderr
     assert_same_as_serial(output, serial)
     pd.testing.assert_frame_equal(
         comparable(results.load(output, "summary")), comparable(results.load(undisturbed, "summary"))
     )
+    assert results.lacking_predictions(output) == set(), "what had finished without them was evaluated again"
+    one, other = (
+        results.load(folder, "predictions").set_index(["trial_id", "task"]) for folder in (output, undisturbed)
+    )
+    assert one["predicted"].map(list).to_dict() == other["predicted"].map(list).to_dict()
 
 
 def test_interrupt_keeps_everything_finished_and_the_same_command_continues(

@@ -23,6 +23,7 @@ DEMO = Path(__file__).parent.parent / "sweeps" / "demo.yaml"
         "trackers.mlflow.experiment_name=merging",
         "evaluation.batch_size=7",
         "evaluation.shard_images=64",
+        "evaluation.store_predictions=true",
         "num_tasks=[20, 8, 14]",
         "profile=full",
         "search.trials=12",

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,25 @@ def test_counts_are_those_of_the_whole_model(suite, updates, task, split):
     found = correct_of(worker.run(update_job("expert", **whole)))
     assert found == count(suite, {n: expert.tensor(n) for n in expert.names}, job(**whole))
     assert found > correct_of(zero), "the experts of this suite are good"
+
+
+def test_predictions_are_the_classes_with_the_largest_logits(suite, updates):
+    update = updates.add("u", seed=1)
+    worker = make_worker(suite, updates)
+    asked = update_job("u", 0.5, split="test", start=3, stop=20, with_predictions=True)
+    outcome = worker.run(asked)
+    assert isinstance(outcome, Scored)
+    assert outcome.predictions is not None
+    weight, _ = load_head(suite.head_path(BACKBONE, "Task1"), num_classes=4, embed_dim=16)
+    pixels, labels = open_images(suite.images_path("Task1", "test")).read(3, 20)
+    state = {n: v + 0.5 * update[n] if n in update else v for n, v in updates.zero_shot.items()}
+    expected = tiny_suite.logits(state, weight, pixels).argmax(dim=1)
+    assert np.frombuffer(outcome.predictions.predicted, "<i4").tolist() == expected.tolist()
+    assert np.frombuffer(outcome.predictions.labels, "<i4").tolist() == labels.tolist()
+    assert outcome.correct == int((expected == labels).sum())
+    plain = worker.run(replace(asked, with_predictions=False))
+    assert isinstance(plain, Scored)
+    assert (plain.correct, plain.predictions) == (outcome.correct, None)
 
 
 @pytest.mark.parametrize("shard_images", [1, 7, 25, 100])

@@ -1,0 +1,97 @@
+"""Labels of points that cover neither each other nor the points."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+FONT_SIZE = 10
+_CHARACTER = 0.56 * FONT_SIZE
+_HEIGHT = 1.1 * FONT_SIZE
+_POINT = 4.0
+"""Radius."""
+_DISTANCES = (8.0, 15.0, 24.0, 34.0, 46.0)
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7))
+_PASSES = 3
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a label goes: its middle, and the end of the line from its point, which a near label does not need."""
+
+    x: float
+    y: float
+    line_x: float
+    line_y: float
+    is_far: bool
+
+
+def places(points: Sequence[tuple[float, float]], labels: Sequence[str], width: float, height: float) -> list[Place]:
+    """Where to write a label for every point of a panel: near it, and over as little as can be.
+
+    Greedy, from the first point to the last, in a few passes.
+
+    Args:
+        points: in pixels from a corner of the panel.
+    """
+    dots = [(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points]
+    found: dict[int, tuple[Place, Box]] = {}
+    for _ in range(_PASSES):
+        for i, (point, label) in enumerate(zip(points, labels, strict=True)):
+            others = [*dots, *(box for j, (_, box) in found.items() if j != i)]
+            options = []
+            for place, box, distance in _options(point, len(label) * _CHARACTER / 2):
+                cost = sum(_overlap(box, other) for other in others) + 2 * _outside(box, width, height)
+                options.append((cost + 0.6 * distance, len(options), place, box))
+            _, _, place, box = min(options, key=lambda option: option[:2])
+            found[i] = place, box
+    return [found[i][0] for i in range(len(points))]
+
+
+def _options(point: tuple[float, float], half: float) -> Iterator[tuple[Place, Box, float]]:
+    """Places of a label of this half width, the box it takes there, and its distance."""
+    x, y = point
+    for distance in _DISTANCES:
+        for dx, dy in _DIRECTIONS:
+            # on the left and right a label begins at the distance, above and below it is centred
+            middle_x, middle_y = x + dx * distance + half * ((dx > 0) - (dx < 0)), y + dy * distance
+            box = (middle_x - half, middle_y - _HEIGHT / 2, middle_x + half, middle_y + _HEIGHT / 2)
+            end = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+            yield Place(middle_x, middle_y, *end, distance > _DISTANCES[0]), box, distance
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The values moved apart a little: neighbours in order are at least a gap apart, and all are between the limits.
+
+    Values that are too near form a cluster, spread evenly about its mean, or as near to it as the limits allow.
+    """
+
+    def ends(cluster: Sequence[int]) -> tuple[float, float]:
+        length = gap * (len(cluster) - 1)
+        middle = sum(values[i] for i in cluster) / len(cluster)
+        start = max(low, min(middle - length / 2, high - length))
+        return start, start + length
+
+    clusters: list[list[int]] = []
+    for i in sorted(range(len(values)), key=lambda i: values[i]):
+        clusters.append([i])
+        while len(clusters) > 1 and ends(clusters[-2])[1] + gap > ends(clusters[-1])[0]:
+            last = clusters.pop()
+            clusters[-1] += last
+    moved = [0.0] * len(values)
+    for cluster in clusters:
+        for position, i in enumerate(cluster):
+            moved[i] = ends(cluster)[0] + position * gap
+    return moved
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _outside(box: Box, width: float, height: float) -> float:
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return area - _overlap(box, (0.0, 0.0, width, height))

@@ -1,0 +1,99 @@
+"""Fig. 6: how much of Iso-CTS is common space."""
+
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from raymerge.charts import Chart, inline, named_scale
+from raymerge.figures._curves import best_alpha, searched
+from raymerge.figures._figure import SWEEP, Choice, Figure, Tables, counts, method_title
+from raymerge.figures._lines import num_tasks_title
+from raymerge.figures._panels import beside, panel
+
+if TYPE_CHECKING:
+    import pandas
+
+WIDTH, HEIGHT = 220, 200
+ROOM = 0.12
+"""Above and below the widest panel's points, of their span."""
+
+
+def draw(tables: Tables, choice: Choice) -> Chart:
+    curves = tables.need("search of Iso-CTS", SWEEP, "curves", method="iso-cts", defined=["common_space_fraction"])
+    curves = tables.of_counts(tables.of_backbone(curves, choice), choice)
+    backbone, numbers = curves["backbone"].iloc[0], counts(curves)
+    common = tables.some("curves", backbone=backbone, method="iso-c", num_tasks=tuple(numbers))
+    of_cts = best_alpha(searched(curves), ["num_tasks", "common_space_fraction"])
+    of_iso_c = best_alpha(searched(common), ["num_tasks"])
+    charts = fraction_charts(of_cts, of_iso_c)
+    return beside(
+        *(panel(chart, num_tasks_title(number)) for number, chart in charts.items()),
+        title=FIGURE.title,
+        caption=f"{backbone}; mean over tasks, validation split, at every fraction the alpha with the best normalized "
+        "accuracy. Ring: the best fraction. Iso-C is fraction 1.",
+        width=len(charts) * (WIDTH + 70),
+        shares_legend=True,
+    )
+
+
+def fraction_charts(of_cts: "pandas.DataFrame", of_iso_c: "pandas.DataFrame") -> dict[int, Chart]:
+    """Accuracy in percent over the fraction, a panel for every number of tasks; all panels span as many points.
+
+    Args:
+        of_cts: averages of `curves` with `score`, one for every number of tasks and fraction.
+        of_iso_c: one for every number of tasks, or none.
+    """
+    panels = {}
+    for number in counts(of_cts):
+        cts, iso_c = (frame[frame["num_tasks"] == number] for frame in (of_cts, of_iso_c))
+        values = [100 * float(value) for value in (*cts["accuracy"], *iso_c["accuracy"])]
+        panels[number] = cts, iso_c, (min(values) + max(values)) / 2, max(values) - min(values)
+    span = max(span for *_, span in panels.values()) * (1 + 2 * ROOM) or 1.0
+    return {
+        number: _panel(cts, iso_c, [middle - span / 2, middle + span / 2])
+        for number, (cts, iso_c, middle, _) in panels.items()
+    }
+
+
+def _panel(cts: "pandas.DataFrame", iso_c: "pandas.DataFrame", domain: list[float]) -> Chart:
+    names = [method_title("iso-cts"), method_title("iso-c")]
+    legend = alt.Legend(title=None, orient="bottom", columns=2)
+    y = alt.Y("percent:Q", title="Validation accuracy (%)", scale=alt.Scale(domain=domain, nice=False))
+    x = alt.X("fraction:Q", title="Common-space fraction, k / r", scale=alt.Scale(domain=[0, 1.03], nice=False))
+    x.axis = alt.Axis(tickCount=5)
+
+    def encoded(chart: alt.Chart, frame: "pandas.DataFrame", name: str, **more: Any) -> Chart:
+        shown = frame[["common_space_fraction", "accuracy", "alpha"]].assign(name=name)
+        shown = shown.assign(percent=100 * shown["accuracy"], fraction=shown["common_space_fraction"].fillna(1.0))
+        return chart.encode(
+            y=y,
+            color=alt.Color("name:N", scale=named_scale(names, "color"), sort=names, legend=legend),
+            tooltip=["name:N", "fraction:Q", "percent:Q", "alpha:Q"],
+            **more,
+        ).properties(data=inline(shown))
+
+    base = alt.Chart(width=WIDTH, height=HEIGHT)
+    shape = alt.Shape("name:N", scale=named_scale(names, "shape"), sort=names, legend=legend)
+    best = cts.loc[[cts["score"].idxmax()]]
+    layers = [
+        encoded(base.mark_line(), cts, names[0], x=x),
+        encoded(base.mark_point(filled=True, opacity=1, size=55), cts, names[0], x=x, shape=shape),
+        encoded(base.mark_point(filled=False, size=190, strokeWidth=1.6, shape="circle"), best, names[0], x=x),
+    ]
+    if not iso_c.empty:
+        layers += [
+            encoded(base.mark_rule(strokeDash=[6, 3], strokeWidth=1.4), iso_c, names[1]),
+            encoded(base.mark_point(filled=True, opacity=1, size=55), iso_c, names[1], x=x, shape=shape),
+        ]
+    return alt.layer(*layers)
+
+
+FIGURE = Figure(
+    name="fraction",
+    paper="Fig. 6",
+    title="The common space of Iso-CTS",
+    description="Accuracy of Iso-CTS over its common-space fraction, beside Iso-C, for every number of tasks.",
+    tables=("curves",),
+    options=("backbone", "num_tasks"),
+    draw=draw,
+)

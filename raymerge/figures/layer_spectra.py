@@ -1,0 +1,104 @@
+"""Fig. 7: the singular values of every layer."""
+
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from raymerge.charts import Chart, inline, titled
+from raymerge.figures import _spectrum as spectrum
+from raymerge.figures._figure import ANALYSIS, Choice, Figure, Tables, counts
+
+if TYPE_CHECKING:
+    import pandas
+
+WIDTH, HEIGHT = 130, 64
+MAX_POINTS = 48
+"""Of a line in so small a panel."""
+
+
+def draw(tables: Tables, choice: Choice) -> Chart:
+    frame = tables.of_backbone(tables.need("singular values", ANALYSIS, "spectra"), choice)
+    (num_tasks,) = counts(tables.of_count(frame[frame["matrix"] != "task"], choice))
+    shown = spectrum.named(frame, num_tasks)
+    shown = spectrum.thin(shown, ["layer", "line"], MAX_POINTS)
+    sizes = shown.groupby("layer")["index"].transform("max") + 1
+    shown = shown.assign(
+        position=(shown["index"] + 1) / sizes,
+        block=[None if (b := spectrum.block_of(layer)) is None else f"block {b}" for layer in shown["layer"]],
+        kind=[spectrum.kind_of(layer) for layer in shown["layer"]],
+    )
+    caption = (
+        f"{frame['backbone'].iloc[0]}, {num_tasks} tasks. Across: index of the singular value / number of values. "
+        f"Grey: from the smallest to the largest value of the tasks' own matrices.{spectrum.fraction_note(shown)}"
+    )
+    kinds = len(shown["kind"][shown["block"].notna()].unique())
+    return titled(all_layers_chart(shown), FIGURE.title, caption, kinds * WIDTH + 140)
+
+
+def all_layers_chart(rows: "pandas.DataFrame") -> Chart:
+    """Small panels: a row for every block, a column for every kind of matrix; the other matrices below.
+
+    Args:
+        rows: what `_spectrum.named` returns, with position (0..1), block and kind.
+    """
+    in_blocks = rows["block"].notna()
+    names = spectrum.names_of(rows)
+    y = spectrum.y_axis(rows["singular_value"], title=None)
+    parts = []
+    if in_blocks.any():
+        kinds = list(dict.fromkeys(rows["kind"][in_blocks]))
+        blocks = list(dict.fromkeys(rows["block"][in_blocks]))
+        header = alt.Header(labelAngle=0, labelAlign="left", labelFontSize=11)
+        parts.append(
+            _panels(rows[in_blocks], names, y).facet(
+                row=alt.Row("block:N", sort=blocks, title="Singular value", header=header),
+                column=alt.Column("kind:N", sort=kinds, title=None),
+                spacing={"row": 6, "column": 18},
+            )
+        )
+    if not in_blocks.all():
+        others = list(dict.fromkeys(rows["kind"][~in_blocks]))
+        parts.append(
+            _panels(rows[~in_blocks], names, y).facet(column=alt.Column("kind:N", sort=others, title=None), spacing=18)
+        )
+    return alt.vconcat(*parts, spacing=16)
+
+
+def _panels(rows: "pandas.DataFrame", names: list[str], y: alt.Y) -> Chart:
+    """One panel, to be repeated."""
+    x = alt.X(
+        "position:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, 1], nice=False),
+        axis=alt.Axis(values=[0, 0.5, 1], format="~g", labelFontSize=10),
+    )
+    is_single = rows["matrix"] == "task"
+    by = ["block", "kind", "position"]
+    ranges = rows[is_single].groupby(by, sort=False, dropna=False)["singular_value"].agg(["min", "max"]).reset_index()
+    bands = inline_rows(ranges.assign(name=spectrum.SINGLE).rename(columns={"min": "singular_value"}))
+    lines = inline_rows(rows[~is_single][[*by, "name", "singular_value"]])
+    shared: dict[str, Any] = spectrum.channels(names, orient="bottom", columns=4)
+    data = alt.InlineData(values=[*bands, *lines])
+    base = alt.Chart(width=WIDTH, height=HEIGHT).encode(x=x, y=y, **shared)
+    band = base.mark_area(clip=True, opacity=1, strokeWidth=0).encode(y2="max:Q")
+    line = base.mark_line(clip=True, strokeWidth=1.6).encode(tooltip=["name:N", "singular_value:Q"])
+    return alt.layer(
+        band.transform_filter(f"datum.name === '{spectrum.SINGLE}'"),
+        line.transform_filter(f"datum.name !== '{spectrum.SINGLE}'"),
+        data=data,
+    )
+
+
+def inline_rows(frame: "pandas.DataFrame") -> list[Any]:
+    return inline(frame).to_dict()["values"]
+
+
+FIGURE = Figure(
+    name="layer-spectra",
+    paper="Fig. 7",
+    title="Singular values of all layers",
+    description="Singular values of every layer: single tasks, Task Arithmetic, Iso-C and Iso-CTS.",
+    tables=("spectra",),
+    options=("backbone", "num_tasks"),
+    draw=draw,
+)

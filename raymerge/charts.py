@@ -84,8 +84,8 @@ def named_scale(names: Sequence[str], channel: str) -> alt.Scale:
 
 def told_apart(
     names: Sequence[str], field: str, *, title: str | None = None, colours: Sequence[str] = (), **legend: Any
-) -> dict[str, Any]:
-    """The channels of a line with points that tell names apart: `color`, `strokeDash` and `shape`, and one legend.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The channels of lines, and of the markers on them, that tell names apart; the markers have the legend.
 
     Args:
         names: in the order of the legend.
@@ -94,14 +94,18 @@ def told_apart(
         colours: instead of those of `named_scale`, one for every name.
         legend: further properties of alt.Legend.
     """
-    shown = alt.Legend(title=title, symbolStrokeWidth=0, **legend)  # a dashed outline of a marker shows no dash
+    shown = alt.Legend(title=title, **legend)
     colour = alt.Scale(domain=list(names), range=list(colours)) if colours else named_scale(names, "color")
     named = {"shorthand": f"{field}:N", "sort": list(names)}
-    return {
-        "color": alt.Color(**named, scale=colour, legend=shown),
-        "shape": alt.Shape(**named, scale=named_scale(names, "shape"), legend=shown),
+    of_lines = {  # `stroke`: two layers cannot have one scale of colours and a legend in only one of them
+        "stroke": alt.Stroke(**named, scale=colour, legend=None),
         "strokeDash": alt.StrokeDash(**named, scale=named_scale(names, "strokeDash"), legend=None),
     }
+    of_markers = {
+        "color": alt.Color(**named, scale=colour, legend=shown),
+        "shape": alt.Shape(**named, scale=named_scale(names, "shape"), legend=shown),
+    }
+    return of_lines, of_markers
 
 
 def inline(frame: "pandas.DataFrame") -> alt.InlineData:
@@ -125,7 +129,7 @@ def titled(chart: Chart, title: str, caption: str, width: float) -> Chart:
     Args:
         width: of the chart, in points.
     """
-    lines = textwrap.wrap(caption, max(20, int(width / POINTS_PER_CHARACTER)))
+    lines = textwrap.wrap(caption, max(20, int(width / POINTS_PER_CHARACTER)), break_on_hyphens=False)
     return chart.properties(title=alt.TitleParams(title, subtitle=lines))
 
 

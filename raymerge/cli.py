@@ -21,6 +21,7 @@ from raymerge.cli_bench import bench
 from raymerge.cli_data import data_app
 from raymerge.cli_doctor import doctor
 from raymerge.cli_evaluate import evaluate
+from raymerge.cli_figure import figure
 from raymerge.cli_finetune import finetune
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
@@ -159,6 +160,7 @@ app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
 app.command()(analyze)
+app.command()(figure)
 app.command()(finetune)
 app.command()(doctor)
 app.command()(rehearse)

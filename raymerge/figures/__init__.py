@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from raymerge.figures._figure import Choice, Figure, Tables
+from raymerge.figures._figure import Figure
+from raymerge.figures._tables import Choice, Tables
 
 __all__ = ["FIGURES", "Choice", "Figure", "Tables"]
 

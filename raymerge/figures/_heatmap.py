@@ -1,14 +1,11 @@
 """A number for every pair of tasks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import altair as alt
 
 from raymerge.charts import SEQUENTIAL, Chart, inline
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import Frame
 
 SIDE = 300
 MIN_CELL = 18
@@ -21,7 +18,7 @@ def side(num_tasks: int) -> float:
 
 
 def pairs_chart(
-    rows: "pandas.DataFrame",
+    rows: Frame,
     value: str,
     tasks: Sequence[str],
     title: str,

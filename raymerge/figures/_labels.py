@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 FONT_SIZE = 10
 _CHARACTER = 0.56 * FONT_SIZE
@@ -18,10 +19,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a label goes: its middle, and the end of the line from its point, which a near label does not need."""
+    """Where a label begins, ends or has its middle, by `align`; and the end of a line from its point, if it is far."""
 
     x: float
     y: float
+    align: Literal["left", "center", "right"]
     line_x: float
     line_y: float
     is_far: bool
@@ -54,11 +56,12 @@ def _options(point: tuple[float, float], half: float) -> Iterator[tuple[Place, B
     x, y = point
     for distance in _DISTANCES:
         for dx, dy in _DIRECTIONS:
-            # on the left and right a label begins at the distance, above and below it is centred
-            middle_x, middle_y = x + dx * distance + half * ((dx > 0) - (dx < 0)), y + dy * distance
-            box = (middle_x - half, middle_y - _HEIGHT / 2, middle_x + half, middle_y + _HEIGHT / 2)
+            at_x, at_y = x + dx * distance, y + dy * distance
+            align: Literal["left", "center", "right"] = "left" if dx > 0 else "right" if dx < 0 else "center"
+            left = {"left": at_x, "center": at_x - half, "right": at_x - 2 * half}[align]
+            box = (left, at_y - _HEIGHT / 2, left + 2 * half, at_y + _HEIGHT / 2)
             end = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
-            yield Place(middle_x, middle_y, *end, distance > _DISTANCES[0]), box, distance
+            yield Place(at_x, at_y, align, *end, distance > _DISTANCES[0]), box, distance
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -1,20 +1,18 @@
 """Lines with a marker at every point, told apart by colour, dash and marker."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import Chart, inline, told_apart
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import Frame
 
 COUNT_COLOURS = ("#440154", "#31688e", "#35b779", "#a5a40e")
 
 
 def lines(
-    rows: "pandas.DataFrame",
+    rows: Frame,
     x: alt.X,
     y: alt.Y,
     names: Sequence[str],
@@ -32,11 +30,13 @@ def lines(
         colours: of the names, in their order; otherwise those of methods.
         legend: properties of alt.Legend.
     """
-    shape = {"orient": "bottom", "columns": 3, "symbolSize": 90, **legend}
-    return (
-        alt.Chart(inline(rows), width=width, height=height)
-        .mark_line(point=alt.OverlayMarkDef(size=45, filled=True, opacity=1))
-        .encode(x=x, y=y, **told_apart(names, "name", colours=colours, **shape), tooltip=list(tooltip))
+    look = {"orient": "bottom", "columns": 3, "symbolSize": 90, **legend}
+    of_lines, of_markers = told_apart(names, "name", colours=colours, **look)
+    base = alt.Chart(width=width, height=height).encode(x=x, y=y, tooltip=list(tooltip))
+    return alt.layer(
+        base.mark_line().encode(**of_lines),
+        base.mark_point(size=45, filled=True, opacity=1).encode(**of_markers),
+        data=inline(rows),
     )
 
 

@@ -2,16 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import Chart, inline, named_scale
 from raymerge.figures._figure import in_order, method_title
 from raymerge.figures._labels import FONT_SIZE, places
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import Frame, Series
 
 NAI = "Normalized accuracy improvement (NAI)"
 PANEL = 330
@@ -30,7 +28,7 @@ class _Axis:
     pixels: float
 
     @classmethod
-    def around(cls, values: "pandas.Series", title: str, pixels: float) -> "_Axis":
+    def around(cls, values: Series, title: str, pixels: float) -> "_Axis":
         low, high = float(values.min()), float(values.max())
         margin = MARGIN * (high - low) or 0.5
         return cls(str(values.name), title, low - margin, high + margin, pixels)
@@ -47,8 +45,8 @@ class _Axis:
 
 
 def nai_scatter(
-    rows: "pandas.DataFrame",
-    correlations: "pandas.DataFrame",
+    rows: Frame,
+    correlations: Frame,
     quantity: str,
     title: str,
     width: float = PANEL,
@@ -73,7 +71,7 @@ def nai_scatter(
         alt.Chart(inline(shown), width=width, height=height)
         .mark_point(filled=True, size=60, opacity=1)
         .encode(
-            x=alt.X(quantity, type="quantitative", title=title, scale=across.scale),
+            x=alt.X(quantity, type="quantitative", title=title, scale=across.scale, axis=alt.Axis(tickCount=6)),
             y=alt.Y("nai", type="quantitative", title=NAI, scale=up.scale),
             color=alt.Color("name:N", scale=named_scale(names, "color"), sort=names, legend=legend),
             shape=alt.Shape("name:N", scale=named_scale(names, "shape"), sort=names, legend=legend),
@@ -88,7 +86,7 @@ def pearson_note(pearson: float, num_points: int) -> str:
     return "" if pearson != pearson else f": Pearson r = {pearson:.2f} (n = {num_points})".replace("-", "\u2212")
 
 
-def _labels(rows: "pandas.DataFrame", across: _Axis, up: _Axis) -> list[Chart]:
+def _labels(rows: Frame, across: _Axis, up: _Axis) -> list[Chart]:
     """Names of tasks, and lines to those that had to be written at a distance."""
     xs, ys = [float(v) for v in rows[across.field]], [float(v) for v in rows[up.field]]
     points = [(across.to_pixels(x), up.to_pixels(y)) for x, y in zip(xs, ys, strict=True)]
@@ -96,6 +94,7 @@ def _labels(rows: "pandas.DataFrame", across: _Axis, up: _Axis) -> list[Chart]:
     labels = rows[["task", across.field, up.field]].assign(
         label_x=[across.to_value(place.x) for place in found],
         label_y=[up.to_value(place.y) for place in found],
+        align=[place.align for place in found],
         line_x=[across.to_value(place.line_x) for place in found],
         line_y=[up.to_value(place.line_y) for place in found],
     )
@@ -108,12 +107,12 @@ def _labels(rows: "pandas.DataFrame", across: _Axis, up: _Axis) -> list[Chart]:
         }
 
     lines = alt.Chart(inline(labels[is_far])).mark_rule(color="#c4c4c4", strokeWidth=0.8)
-    texts = alt.Chart(inline(labels)).mark_text(fontSize=FONT_SIZE, color="#444444", baseline="middle")
+    texts = alt.Chart(inline(labels)).mark_text(fontSize=FONT_SIZE, color="#444444", align=alt.expr("datum.align"))
     return [
         lines.encode(**at(across.field, up.field), x2="line_x", y2="line_y"),
         texts.encode(**at("label_x", "label_y"), text="task:N"),
     ]
 
 
-def _records(frame: "pandas.DataFrame") -> list[dict[Any, Any]]:
+def _records(frame: Frame) -> list[dict[Any, Any]]:
     return frame.to_dict("records")

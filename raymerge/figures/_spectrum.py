@@ -3,15 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import named_scale
 from raymerge.figures._figure import in_order, method_title, nearest_fraction
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import Frame, Series
 
 SINGLE = "Single tasks"
 GREY = "#a8a8a8"
@@ -36,7 +34,7 @@ def thinned(num_values: int, max_points: int = MAX_POINTS) -> list[int]:
     return [*range(dense), *(round(dense + step * i) for i in range(rest))]
 
 
-def thin(frame: "pandas.DataFrame", by: Sequence[str], max_points: int = MAX_POINTS) -> "pandas.DataFrame":
+def thin(frame: Frame, by: Sequence[str], max_points: int = MAX_POINTS) -> Frame:
     """The rows of every spectrum whose `index` is to be drawn; `by` are the columns that tell spectra apart.
 
     Of a flat spectrum the ends.
@@ -53,7 +51,7 @@ def thin(frame: "pandas.DataFrame", by: Sequence[str], max_points: int = MAX_POI
     return frame[drawn]
 
 
-def named(frame: "pandas.DataFrame", num_tasks: int) -> "pandas.DataFrame":
+def named(frame: Frame, num_tasks: int) -> Frame:
     """The spectra of one sum and of its tasks, the first of the suite, with `name` and `line` to draw them by.
 
     Of Iso-CTS one common-space fraction, the method's own where it is there.
@@ -71,13 +69,13 @@ def named(frame: "pandas.DataFrame", num_tasks: int) -> "pandas.DataFrame":
     return chosen.assign(name=names, line=chosen["task"].where(chosen["matrix"] == "task", chosen["matrix"]))
 
 
-def fraction_note(frame: "pandas.DataFrame") -> str:
+def fraction_note(frame: Frame) -> str:
     """The end of a caption: with which common-space fraction Iso-CTS was drawn, if it was."""
     fractions = frame["common_space_fraction"].dropna()
     return f" Iso-CTS with common-space fraction {fractions.iloc[0]:g}." if len(fractions) else ""
 
 
-def names_of(frame: "pandas.DataFrame") -> list[str]:
+def names_of(frame: Frame) -> list[str]:
     """Of what `named` returned, in the order of the legend."""
     singles = [SINGLE] if (frame["matrix"] == "task").any() else []
     return singles + [method_title(m) for m in in_order(m for m in frame["matrix"].unique() if m != "task")]
@@ -101,7 +99,7 @@ def channels(names: Sequence[str], **legend: Any) -> dict[str, Any]:
     }
 
 
-def y_axis(values: "pandas.Series", title: str | None = "Singular value") -> alt.Y:
+def y_axis(values: Series, title: str | None = "Singular value") -> alt.Y:
     """Logarithmic, from the largest of the values down to the smallest, or as deep as DECADES."""
     positive = values[values > 0]
     top = float(positive.max())

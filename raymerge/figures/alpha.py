@@ -1,16 +1,12 @@
 """Fig. 8: how methods depend on alpha."""
 
-from typing import TYPE_CHECKING
-
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled, told_apart
-from raymerge.figures._curves import PARAMETERS, best_alpha, searched
-from raymerge.figures._figure import SWEEP, Choice, Figure, Tables, counts, in_order, method_title
+from raymerge.figures._curves import CELL, best, searched
+from raymerge.figures._figure import Figure, in_order, method_title
 from raymerge.figures._lines import num_tasks_title
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import SWEEP, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 230, 180
 ABLATED = ("spectrum-interpolation", "truncated-iso-c", "single-task-iso-c")
@@ -21,48 +17,45 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     curves = tables.need("searches over alpha", SWEEP, "curves", split="val", stage="search", task=None)
     if choice.backbone is not None:
         curves = tables.of_backbone(curves, choice)
-    curves = tables.of_counts(curves, choice)
-    shown = curves_of_alpha(curves)
+    shown = curves_of_alpha(tables.of_counts(curves, choice))
+    about = ", ".join(dict.fromkeys(shown["backbone"]))
     caption = (
-        "Mean over tasks, validation split; parameters other than alpha as validation chose. Ring: the best alpha."
+        f"{about}; mean over tasks, validation split; at every alpha the best of the other parameters. "
+        "Ring: the best alpha."
     )
-    columns = len(counts(shown))
-    return titled(alpha_chart(shown), FIGURE.title, caption, columns * WIDTH + 80)
+    return titled(alpha_chart(shown), FIGURE.title, caption, len(counts(shown)) * (WIDTH + 14) + 60)
 
 
-def curves_of_alpha(curves: "pandas.DataFrame") -> "pandas.DataFrame":
-    """Of every cell the searched points with the parameters of its best one, which `is_best`; no cell of one alpha."""
+def curves_of_alpha(curves: Frame) -> Frame:
+    """Of every cell and alpha the best point, and whether it `is_best` of its cell; no cell with one alpha only."""
     points = searched(curves[~curves["method"].isin(ABLATED)])
-    cell = ["backbone", "num_tasks", "method"]
-    best = best_alpha(points, cell)
-    kept = points.merge(best[[*cell, *PARAMETERS]], on=[*cell, *PARAMETERS])  # pandas takes two nulls for equal
-    kept = kept.merge(best[[*cell, "alpha"]].rename(columns={"alpha": "best"}), on=cell)
-    several = kept.groupby(cell)["alpha"].transform("nunique") > 1
-    return kept.assign(is_best=kept["alpha"] == kept["best"])[several]
+    found = best(points, [*CELL, "alpha"])
+    chosen = best(found, CELL)[[*CELL, "alpha"]].assign(is_best=True)
+    found = found.merge(chosen, on=[*CELL, "alpha"], how="left")
+    several = found.groupby(list(CELL))["alpha"].transform("nunique") > 1
+    return found.assign(is_best=found["is_best"].notna())[several]
 
 
-def alpha_chart(rows: "pandas.DataFrame") -> Chart:
+def alpha_chart(rows: Frame) -> Chart:
     """A row of panels for every backbone, a column for every number of tasks; rows of `curves_of_alpha`."""
-    methods = in_order(rows["method"])
-    names = [method_title(method) for method in methods]
-    shown = rows[["backbone", "num_tasks", "alpha", "is_best"]].assign(
+    names = [method_title(method) for method in in_order(rows["method"])]
+    shown = rows[["backbone", "alpha", "is_best"]].assign(
         name=[method_title(method) for method in rows["method"]],
         tasks=[num_tasks_title(int(number)) for number in rows["num_tasks"]],
         percent=100 * rows["score"],
     )
-    channels = told_apart(names, "name", orient="bottom", columns=6, symbolSize=90)
+    of_lines, of_markers = told_apart(names, "name", orient="bottom", columns=6, symbolSize=90)
     base = alt.Chart(width=WIDTH, height=HEIGHT).encode(
         x=alt.X("alpha:Q", title="\u03b1"),
         y=alt.Y("percent:Q", title="Normalized accuracy (%)", scale=alt.Scale(zero=False)),
         tooltip=["name:N", "alpha:Q", "percent:Q"],
     )
-    marker = {"color": channels["color"], "shape": channels["shape"]}
     ring = base.mark_point(filled=False, size=130, strokeWidth=1.6, shape="circle", opacity=1)
     panels = alt.layer(
-        base.mark_line(strokeWidth=1.5).encode(color=channels["color"], strokeDash=channels["strokeDash"]),
-        base.mark_point(filled=True, size=26, opacity=1).encode(**marker),
-        ring.encode(color=channels["color"]).transform_filter("datum.is_best"),
-        data=inline(shown.drop(columns="num_tasks")),
+        base.mark_line(strokeWidth=1.5).encode(**of_lines),
+        base.mark_point(filled=True, size=26, opacity=1).encode(**of_markers),
+        ring.encode(stroke=of_lines["stroke"]).transform_filter("datum.is_best"),
+        data=inline(shown),
     )
     column = alt.Column("tasks:N", sort=[num_tasks_title(number) for number in counts(rows)], title=None)
     backbones = list(dict.fromkeys(rows["backbone"]))

@@ -1,10 +1,11 @@
 """Fig. 2: how alike task vectors are, and how little their likeness to the merged update explains."""
 
 from raymerge.charts import Chart
-from raymerge.figures._figure import ANALYSIS, Choice, Figure, Tables, counts, first_tasks
+from raymerge.figures._figure import Figure
 from raymerge.figures._heatmap import pairs_chart, side
 from raymerge.figures._panels import beside, panel
 from raymerge.figures._scatter import PANEL, nai_scatter
+from raymerge.figures._tables import ANALYSIS, Choice, Tables, counts, first_tasks
 
 METHODS = ("task-arithmetic", "iso-c")
 
@@ -36,7 +37,7 @@ def draw(tables: Tables, choice: Choice) -> Chart:
         panel(scatter, "(b) NAI against similarity to the merged update"),
         title=title,
         caption=f"{caption} NAI on the test split, at the alpha that validation chose.",
-        width=size + PANEL,
+        width=size + PANEL + 150,
     )
 
 

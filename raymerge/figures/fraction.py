@@ -1,17 +1,15 @@
 """Fig. 6: how much of Iso-CTS is common space."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import Chart, inline, named_scale
-from raymerge.figures._curves import best_alpha, searched
-from raymerge.figures._figure import SWEEP, Choice, Figure, Tables, counts, method_title
+from raymerge.figures._curves import best, searched
+from raymerge.figures._figure import Figure, method_title
 from raymerge.figures._lines import num_tasks_title
 from raymerge.figures._panels import beside, panel
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import ABLATIONS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 220, 200
 ROOM = 0.12
@@ -19,24 +17,24 @@ ROOM = 0.12
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    curves = tables.need("search of Iso-CTS", SWEEP, "curves", method="iso-cts", defined=["common_space_fraction"])
+    curves = tables.need("search of Iso-CTS", ABLATIONS, "curves", method="iso-cts", defined=["common_space_fraction"])
     curves = tables.of_counts(tables.of_backbone(curves, choice), choice)
     backbone, numbers = curves["backbone"].iloc[0], counts(curves)
     common = tables.some("curves", backbone=backbone, method="iso-c", num_tasks=tuple(numbers))
-    of_cts = best_alpha(searched(curves), ["num_tasks", "common_space_fraction"])
-    of_iso_c = best_alpha(searched(common), ["num_tasks"])
+    of_cts = best(searched(curves), ["num_tasks", "common_space_fraction"])
+    of_iso_c = best(searched(common), ["num_tasks"])
     charts = fraction_charts(of_cts, of_iso_c)
     return beside(
         *(panel(chart, num_tasks_title(number)) for number, chart in charts.items()),
         title=FIGURE.title,
         caption=f"{backbone}; mean over tasks, validation split, at every fraction the alpha with the best normalized "
-        "accuracy. Ring: the best fraction. Iso-C is fraction 1.",
+        "accuracy. Ring: the best of these. Iso-C is fraction 1.",
         width=len(charts) * (WIDTH + 70),
         shares_legend=True,
     )
 
 
-def fraction_charts(of_cts: "pandas.DataFrame", of_iso_c: "pandas.DataFrame") -> dict[int, Chart]:
+def fraction_charts(of_cts: Frame, of_iso_c: Frame) -> dict[int, Chart]:
     """Accuracy in percent over the fraction, a panel for every number of tasks; all panels span as many points.
 
     Args:
@@ -55,14 +53,14 @@ def fraction_charts(of_cts: "pandas.DataFrame", of_iso_c: "pandas.DataFrame") ->
     }
 
 
-def _panel(cts: "pandas.DataFrame", iso_c: "pandas.DataFrame", domain: list[float]) -> Chart:
+def _panel(cts: Frame, iso_c: Frame, domain: list[float]) -> Chart:
     names = [method_title("iso-cts"), method_title("iso-c")]
     legend = alt.Legend(title=None, orient="bottom", columns=2)
     y = alt.Y("percent:Q", title="Validation accuracy (%)", scale=alt.Scale(domain=domain, nice=False))
-    x = alt.X("fraction:Q", title="Common-space fraction, k / r", scale=alt.Scale(domain=[0, 1.03], nice=False))
-    x.axis = alt.Axis(tickCount=5)
+    scale, axis = alt.Scale(domain=[0, 1.03], nice=False), alt.Axis(tickCount=5)
+    x = alt.X("fraction:Q", title="Common-space fraction, k / r", scale=scale, axis=axis)
 
-    def encoded(chart: alt.Chart, frame: "pandas.DataFrame", name: str, **more: Any) -> Chart:
+    def encoded(chart: alt.Chart, frame: Frame, name: str, **more: Any) -> Chart:
         shown = frame[["common_space_fraction", "accuracy", "alpha"]].assign(name=name)
         shown = shown.assign(percent=100 * shown["accuracy"], fraction=shown["common_space_fraction"].fillna(1.0))
         return chart.encode(
@@ -74,11 +72,11 @@ def _panel(cts: "pandas.DataFrame", iso_c: "pandas.DataFrame", domain: list[floa
 
     base = alt.Chart(width=WIDTH, height=HEIGHT)
     shape = alt.Shape("name:N", scale=named_scale(names, "shape"), sort=names, legend=legend)
-    best = cts.loc[[cts["score"].idxmax()]]
+    chosen = cts.loc[[cts["score"].idxmax()]]
     layers = [
         encoded(base.mark_line(), cts, names[0], x=x),
         encoded(base.mark_point(filled=True, opacity=1, size=55), cts, names[0], x=x, shape=shape),
-        encoded(base.mark_point(filled=False, size=190, strokeWidth=1.6, shape="circle"), best, names[0], x=x),
+        encoded(base.mark_point(filled=False, size=190, strokeWidth=1.6, shape="circle"), chosen, names[0], x=x),
     ]
     if not iso_c.empty:
         layers += [

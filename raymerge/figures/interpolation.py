@@ -1,19 +1,15 @@
 """Fig. 4: between Task Arithmetic and Iso-C, Sigma_beta = (1 - beta) Sigma_TA + beta sigma_bar I."""
 
-from typing import TYPE_CHECKING
-
 import altair as alt
 
 from raymerge.charts import DASHES, Chart, inline
 from raymerge.figures import _spectrum as spectrum
-from raymerge.figures._curves import best_alpha, searched
-from raymerge.figures._figure import ABLATIONS, ANALYSIS, RULES, Choice, Figure, Tables, counts
+from raymerge.figures._curves import best, searched
+from raymerge.figures._figure import Figure
 from raymerge.figures._lines import count_colours, lines, num_tasks_title, zoomed
 from raymerge.figures._panels import beside, panel
+from raymerge.figures._tables import ABLATIONS, ANALYSIS, RULES, Choice, Frame, Series, Tables, counts
 from raymerge.figures.spectra import example_layer
-
-if TYPE_CHECKING:
-    import pandas
 
 WIDTH, HEIGHT = 230, 220
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -21,7 +17,7 @@ BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHOD = "spectrum-interpolation"
 
 
-def interpolated(values: "pandas.Series", beta: float) -> "pandas.Series":
+def interpolated(values: Series, beta: float) -> Series:
     """(1 - beta) sigma_i + beta sigma_bar, of all singular values of one matrix."""
     return (1 - beta) * values + beta * values.mean()
 
@@ -53,7 +49,7 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     return beside(
         panel(spectrum_chart(spectra[spectra["layer"] == layer]), "(a) Spectrum"),
         panel(alignment_chart(alignments), "(b) Subspace alignment"),
-        panel(nai_chart(best_alpha(searched(curves), ["num_tasks", "beta"])), "(c) NAI"),
+        panel(nai_chart(best(searched(curves), ["num_tasks", "beta"])), "(c) NAI"),
         title="From Task Arithmetic (\u03b2 = 0) to Iso-C (\u03b2 = 1)",
         caption=f"{backbone}. (a) {num_tasks_title(numbers[0])}, {spectrum.short_layer(layer)}. (b) Mean over tasks "
         f"and layers, ranks by the rule of the {RULES[choice.rule]}. (c) Mean over tasks, validation split, at every "
@@ -62,7 +58,7 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     )
 
 
-def spectrum_chart(rows: "pandas.DataFrame") -> Chart:
+def spectrum_chart(rows: Frame) -> Chart:
     """Sigma_beta of one matrix; rows of `spectra`."""
     import pandas
 
@@ -88,18 +84,18 @@ def spectrum_chart(rows: "pandas.DataFrame") -> Chart:
     )
 
 
-def alignment_chart(rows: "pandas.DataFrame") -> Chart:
+def alignment_chart(rows: Frame) -> Chart:
     """SAR over beta, mean over tasks: rows of `alignments`, a line for every number of tasks."""
     shown = rows.groupby(["num_tasks", "beta"], sort=True)["sar"].mean().reset_index()
     return _over_beta(shown, "sar", "SAR, mean over tasks and layers")
 
 
-def nai_chart(rows: "pandas.DataFrame") -> Chart:
+def nai_chart(rows: Frame) -> Chart:
     """NAI over beta: averages over tasks of `curves`, one for every number of tasks and beta."""
     return _over_beta(rows[rows["nai"].notna()], "nai", "NAI (validation)")
 
 
-def _over_beta(rows: "pandas.DataFrame", value: str, title: str) -> Chart:
+def _over_beta(rows: Frame, value: str, title: str) -> Chart:
     names = [num_tasks_title(number) for number in counts(rows)]
     shown = rows.assign(name=[num_tasks_title(int(number)) for number in rows["num_tasks"]])
     columns = [name for name in ("name", "beta", value, "alpha") if name in shown]

@@ -1,15 +1,13 @@
 """Fig. 7: the singular values of every layer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
 from raymerge.figures import _spectrum as spectrum
-from raymerge.figures._figure import ANALYSIS, Choice, Figure, Tables, counts
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._figure import Figure
+from raymerge.figures._tables import ANALYSIS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 130, 64
 MAX_POINTS = 48
@@ -17,9 +15,10 @@ MAX_POINTS = 48
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    frame = tables.of_backbone(tables.need("singular values", ANALYSIS, "spectra"), choice)
-    (num_tasks,) = counts(tables.of_count(frame[frame["matrix"] != "task"], choice))
-    shown = spectrum.named(frame, num_tasks)
+    merged = tables.need("singular values of merged matrices", ANALYSIS, "spectra", matrix=spectrum.MERGED)
+    merged = tables.of_count(tables.of_backbone(merged, choice), choice)
+    backbone, (num_tasks,) = merged["backbone"].iloc[0], counts(merged)
+    shown = spectrum.named(tables.some("spectra", backbone=backbone), num_tasks)
     shown = spectrum.thin(shown, ["layer", "line"], MAX_POINTS)
     sizes = shown.groupby("layer")["index"].transform("max") + 1
     shown = shown.assign(
@@ -28,14 +27,14 @@ def draw(tables: Tables, choice: Choice) -> Chart:
         kind=[spectrum.kind_of(layer) for layer in shown["layer"]],
     )
     caption = (
-        f"{frame['backbone'].iloc[0]}, {num_tasks} tasks. Across: index of the singular value / number of values. "
+        f"{backbone}, {num_tasks} tasks. Across: index of the singular value / number of values. "
         f"Grey: from the smallest to the largest value of the tasks' own matrices.{spectrum.fraction_note(shown)}"
     )
     kinds = len(shown["kind"][shown["block"].notna()].unique())
     return titled(all_layers_chart(shown), FIGURE.title, caption, kinds * WIDTH + 140)
 
 
-def all_layers_chart(rows: "pandas.DataFrame") -> Chart:
+def all_layers_chart(rows: Frame) -> Chart:
     """Small panels: a row for every block, a column for every kind of matrix; the other matrices below.
 
     Args:
@@ -64,7 +63,7 @@ def all_layers_chart(rows: "pandas.DataFrame") -> Chart:
     return alt.vconcat(*parts, spacing=16)
 
 
-def _panels(rows: "pandas.DataFrame", names: list[str], y: alt.Y) -> Chart:
+def _panels(rows: Frame, names: list[str], y: alt.Y) -> Chart:
     """One panel, to be repeated."""
     x = alt.X(
         "position:Q",
@@ -89,7 +88,7 @@ def _panels(rows: "pandas.DataFrame", names: list[str], y: alt.Y) -> Chart:
     )
 
 
-def inline_rows(frame: "pandas.DataFrame") -> list[Any]:
+def inline_rows(frame: Frame) -> list[Any]:
     return inline(frame).to_dict()["values"]
 
 

@@ -1,10 +1,11 @@
 """Fig. 3: tasks gain from merging what their matrices share with the merged one."""
 
 from raymerge.charts import Chart
-from raymerge.figures._figure import ANALYSIS, RULES, SWEEP, Choice, Figure, Tables, counts, first_tasks
+from raymerge.figures._figure import Figure
 from raymerge.figures._heatmap import pairs_chart, side
 from raymerge.figures._panels import beside, panel
 from raymerge.figures._scatter import PANEL, nai_scatter
+from raymerge.figures._tables import ANALYSIS, RULES, SWEEP, Choice, Tables, counts, first_tasks
 
 METHODS = ("task-arithmetic", "iso-c")
 
@@ -30,7 +31,7 @@ def draw(tables: Tables, choice: Choice) -> Chart:
         title="Normalized accuracy improvement and subspace alignment",
         caption=f"{backbone}, {num_tasks} tasks. NAI on the test split, at the alpha that validation chose; "
         f"ranks by the rule of the {RULES[choice.rule]}.",
-        width=PANEL + side(len(tasks)),
+        width=PANEL + side(len(tasks)) + 150,
     )
 
 

@@ -1,15 +1,11 @@
 """Fig. 9: what flattening the spectrum does to one task alone."""
 
-from typing import TYPE_CHECKING
-
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
-from raymerge.figures._curves import best_alpha, of_tasks, searched
-from raymerge.figures._figure import ABLATIONS, Choice, Figure, Tables, counts
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._curves import best, of_tasks, searched
+from raymerge.figures._figure import Figure
+from raymerge.figures._tables import ABLATIONS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 104, 84
 COLUMNS = (5, 6, 7, 4, 3)
@@ -30,12 +26,12 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     curves = tables.of_count(curves, Choice(num_tasks=number))
     averages = searched(curves)
     shown = with_experts(averages, of_tasks(curves, averages))
-    best = best_alpha(averages, ["method"]).iloc[0]
-    (of_best,) = shown[(shown["task"] == AVERAGE) & (shown["alpha"] == best["alpha"])].to_dict("records")
-    loss = 100 * (of_best["expert_accuracy"] - of_best["accuracy"])
+    alpha = best(averages, ["method"])["alpha"].iloc[0]
+    (at_best,) = shown[(shown["task"] == AVERAGE) & (shown["alpha"] == alpha)].to_dict("records")
+    loss = 100 * (at_best["expert_accuracy"] - at_best["accuracy"])
     caption = (
         f"{curves['backbone'].iloc[0]}, {number} tasks, validation split. The average at its best alpha, "
-        f"{best['alpha']:g}, is {abs(loss):.1f} points {'below' if loss >= 0 else 'above'} that of the experts."
+        f"{alpha:g}, is {abs(loss):.1f} points {'below' if loss >= 0 else 'above'} that of the experts."
     )
     columns = columns_for(len(shown["task"].unique()))
     return titled(single_task_chart(shown), FIGURE.title, caption, columns * (WIDTH + 14) + 60)
@@ -45,7 +41,7 @@ def columns_for(num_panels: int) -> int:
     return min(COLUMNS, key=lambda columns: -num_panels % columns)
 
 
-def with_experts(averages: "pandas.DataFrame", tasks: "pandas.DataFrame") -> "pandas.DataFrame":
+def with_experts(averages: Frame, tasks: Frame) -> Frame:
     """The rows with the accuracy of the task's expert on the same split; an average has the average of the experts.
 
     Args:
@@ -60,7 +56,7 @@ def with_experts(averages: "pandas.DataFrame", tasks: "pandas.DataFrame") -> "pa
     return pandas.concat([averages[columns], tasks[columns]], ignore_index=True)
 
 
-def single_task_chart(rows: "pandas.DataFrame") -> Chart:
+def single_task_chart(rows: Frame) -> Chart:
     """Accuracy over alpha: a panel for the average and for every task, with the accuracy of the expert as a line."""
     tasks = list(dict.fromkeys(rows["task"]))
     shown = rows.assign(percent=100 * rows["accuracy"], expert=100 * rows["expert_accuracy"])

@@ -1,16 +1,12 @@
 """Fig. 1: what merging does to the singular values of one layer."""
 
-from typing import TYPE_CHECKING
-
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
-from raymerge.errors import UsageError, did_you_mean
+from raymerge.errors import UsageError
 from raymerge.figures import _spectrum as spectrum
-from raymerge.figures._figure import ANALYSIS, Choice, Figure, Tables, counts
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._figure import Figure
+from raymerge.figures._tables import ANALYSIS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 330, 240
 AXIS = 60
@@ -21,7 +17,7 @@ EXAMPLE_KIND = "attn.out_proj"
 def example_layer(layers: list[str], wanted: str | None = None) -> str:
     """The layer that is called so, or the only one whose name has `wanted` in it; without it the paper's example.
 
-    That is the output projection of block 4, or of the middle block where there is no block 4.
+    Names may leave out "model.visual.". The example is the output projection of block 4, or of the middle block where there is no block 4.
 
     Raises:
         UsageError: no layer, or several, are called so.
@@ -30,17 +26,16 @@ def example_layer(layers: list[str], wanted: str | None = None) -> str:
         examples = [layer for layer in layers if spectrum.kind_of(layer) == EXAMPLE_KIND] or layers
         in_block = [layer for layer in examples if spectrum.block_of(layer) == EXAMPLE_BLOCK]
         return (in_block or examples[len(examples) // 2 :])[0]
-    if wanted in layers:
-        return wanted
-    found = [layer for layer in layers if wanted in layer]
-    if len(found) > 1:
-        raise UsageError(f"--layer: '{wanted}' is a part of {len(found)} names; one of them is {found[0]}.")
+    found = [layer for layer in layers if wanted in (layer, spectrum.short_layer(layer))]
+    found = found or [layer for layer in layers if wanted in layer]
     if not found:
-        raise UsageError(f"--layer: no layer has '{wanted}' in its name. {did_you_mean(wanted, layers)}")
+        raise UsageError(f"--layer: none of {len(layers)} layers has '{wanted}' in its name; one is {layers[0]}.")
+    if len(found) > 1:
+        raise UsageError(f"--layer: '{wanted}' is in {len(found)} names; the first is {found[0]}.")
     return found[0]
 
 
-def layer_chart(frame: "pandas.DataFrame", width: float = WIDTH, height: float = HEIGHT) -> Chart:
+def layer_chart(frame: Frame, width: float = WIDTH, height: float = HEIGHT) -> Chart:
     """The spectra of one layer: rows of `spectra`, with what `_spectrum.named` adds."""
     shown = spectrum.thin(frame, ["line"])
     shown = shown.assign(number=shown["index"] + 1)[["name", "line", "matrix", "number", "singular_value"]]
@@ -59,12 +54,12 @@ def layer_chart(frame: "pandas.DataFrame", width: float = WIDTH, height: float =
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    frame = tables.of_backbone(tables.need("singular values", ANALYSIS, "spectra"), choice)
-    merged = tables.of_count(frame[frame["matrix"] != "task"], choice)
+    merged = tables.need("singular values of merged matrices", ANALYSIS, "spectra", matrix=spectrum.MERGED)
+    merged = tables.of_count(tables.of_backbone(merged, choice), choice)
+    backbone, (num_tasks,) = merged["backbone"].iloc[0], counts(merged)
     layer = example_layer(list(dict.fromkeys(merged["layer"])), choice.layer)
-    (num_tasks,) = counts(merged)
-    shown = spectrum.named(frame[frame["layer"] == layer], num_tasks)
-    about = f"{frame['backbone'].iloc[0]}, {num_tasks} tasks, {spectrum.short_layer(layer)}."
+    shown = spectrum.named(tables.some("spectra", backbone=backbone, layer=layer), num_tasks)
+    about = f"{backbone}, {num_tasks} tasks, {spectrum.short_layer(layer)}."
     caption = about + spectrum.fraction_note(shown)
     return titled(layer_chart(shown), "Singular values of task matrices and of their merges", caption, WIDTH + AXIS)
 

@@ -1,27 +1,12 @@
 """Fig. 5b, c: alignment and accuracy as more tasks are merged."""
 
-from typing import TYPE_CHECKING
-
 import altair as alt
 
 from raymerge.charts import Chart
-from raymerge.figures._figure import (
-    ANALYSIS,
-    RULES,
-    SWEEP,
-    Choice,
-    Figure,
-    Tables,
-    counts,
-    in_order,
-    method_title,
-    nearest_fraction,
-)
+from raymerge.figures._figure import Figure, in_order, method_title, nearest_fraction
 from raymerge.figures._lines import lines, zoomed
 from raymerge.figures._panels import beside, panel
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import ANALYSIS, RULES, SWEEP, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 300, 230
 METHODS = ("task-arithmetic", "iso-c", "iso-cts")
@@ -62,7 +47,7 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     )
 
 
-def with_one_fraction(rows: "pandas.DataFrame") -> tuple["pandas.DataFrame", float | None]:
+def with_one_fraction(rows: Frame) -> tuple[Frame, float | None]:
     """Rows of `alignments` with the common-space fraction of Iso-CTS that is the method's own, and which that is."""
     is_cts = rows["target"] == "iso-cts"
     if not is_cts.any():
@@ -71,19 +56,19 @@ def with_one_fraction(rows: "pandas.DataFrame") -> tuple["pandas.DataFrame", flo
     return rows[~is_cts | (rows["common_space_fraction"] == fraction)], fraction
 
 
-def alignment_chart(rows: "pandas.DataFrame") -> Chart:
+def alignment_chart(rows: Frame) -> Chart:
     """SAR over the number of tasks: rows of `alignments`."""
     means = rows.groupby(["target", "num_tasks"], sort=False)["sar"].mean().reset_index()
     return _over_counts(means.rename(columns={"target": "method"}), "sar", "SAR, mean over tasks and layers")
 
 
-def accuracy_chart(rows: "pandas.DataFrame") -> Chart:
+def accuracy_chart(rows: Frame) -> Chart:
     """Accuracy in percent over the number of tasks: averages of `curves`; of several sweeps the first."""
     first = rows.drop_duplicates(["method", "num_tasks"])
     return _over_counts(first.assign(accuracy=100 * first["accuracy"]), "accuracy", "Test accuracy (%)")
 
 
-def _over_counts(rows: "pandas.DataFrame", value: str, title: str) -> Chart:
+def _over_counts(rows: Frame, value: str, title: str) -> Chart:
     return lines(
         rows.assign(name=[method_title(method) for method in rows["method"]]),
         alt.X("num_tasks:Q", axis=alt.Axis(values=counts(rows), format="d"), **zoomed("Number of tasks")),

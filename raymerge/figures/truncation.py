@@ -1,17 +1,15 @@
 """Fig. 5a: how many directions of Iso-C it takes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
-from raymerge.figures._curves import best_alpha, of_tasks, searched
-from raymerge.figures._figure import ABLATIONS, Choice, Figure, Tables, counts
+from raymerge.figures._curves import best, of_tasks, searched
+from raymerge.figures._figure import Figure
 from raymerge.figures._labels import FONT_SIZE, spread
 from raymerge.figures._lines import num_tasks_title
-
-if TYPE_CHECKING:
-    import pandas
+from raymerge.figures._tables import ABLATIONS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 330, 260
 LABELS = 90
@@ -22,15 +20,15 @@ GREY, DARK = "#b8b8b8", "#0072B2"
 def draw(tables: Tables, choice: Choice) -> Chart:
     curves = tables.need("truncated Iso-C", ABLATIONS, "curves", method=METHOD)
     curves = tables.of_count(tables.of_backbone(curves, choice), choice)
-    best = best_alpha(searched(curves), ["rank_fraction"])
+    averages = best(searched(curves), ["rank_fraction"])
     caption = (
         f"{curves['backbone'].iloc[0]}, {num_tasks_title(counts(curves)[0])}; validation split, at every share of "
         "directions the alpha with the best average. Thick: mean over tasks."
     )
-    return titled(truncation_chart(best, of_tasks(curves, best)), FIGURE.title, caption, WIDTH + LABELS + 60)
+    return titled(truncation_chart(averages, of_tasks(curves, averages)), FIGURE.title, caption, WIDTH + LABELS + 60)
 
 
-def truncation_chart(averages: "pandas.DataFrame", tasks: "pandas.DataFrame") -> Chart:
+def truncation_chart(averages: Frame, tasks: Frame) -> Chart:
     """NAI over the share of directions kept: rows of `curves`, one average for every share, and what is behind it."""
     thin = tasks[tasks["nai"].notna()].sort_values("rank_fraction")
     thick = averages[averages["nai"].notna()].sort_values("rank_fraction")
@@ -53,7 +51,7 @@ def truncation_chart(averages: "pandas.DataFrame", tasks: "pandas.DataFrame") ->
     )
 
 
-def _end_labels(rows: "pandas.DataFrame", domain: list[float], y: dict[str, Any]) -> list[Chart]:
+def _end_labels(rows: Frame, domain: list[float], y: dict[str, Any]) -> list[Chart]:
     """Names of tasks at the right ends of their lines."""
     ends = rows.groupby("task", sort=False).tail(1)[["task", "rank_fraction", "nai"]]
     per_pixel = (domain[1] - domain[0]) / HEIGHT

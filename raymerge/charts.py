@@ -82,30 +82,41 @@ def named_scale(names: Sequence[str], channel: str) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[values[position % len(values)] for position in positions])
 
 
-def told_apart(
-    names: Sequence[str], field: str, *, title: str | None = None, colours: Sequence[str] = (), **legend: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The channels of lines, and of the markers on them, that tell names apart; the markers have the legend.
+def marked_lines(
+    base: alt.Chart,
+    names: Sequence[str],
+    field: str,
+    *,
+    colours: Sequence[str] = (),
+    width: float = 2,
+    size: float = 45,
+    **legend: Any,
+) -> list[Chart]:
+    """The layers of a line for every name, with a marker at every point; the legend shows the markers.
 
     Args:
+        base: with x and y.
         names: in the order of the legend.
         field: of the data, that holds the name.
-        title: of the legend; None: names need none.
         colours: instead of those of `named_scale`, one for every name.
-        legend: further properties of alt.Legend.
+        width, size: of lines and markers.
+        legend: properties of alt.Legend.
     """
-    shown = alt.Legend(title=title, **legend)
     colour = alt.Scale(domain=list(names), range=list(colours)) if colours else named_scale(names, "color")
-    named = {"shorthand": f"{field}:N", "sort": list(names)}
-    of_lines = {  # `stroke`: two layers cannot have one scale of colours and a legend in only one of them
-        "stroke": alt.Stroke(**named, scale=colour, legend=None),
-        "strokeDash": alt.StrokeDash(**named, scale=named_scale(names, "strokeDash"), legend=None),
-    }
-    of_markers = {
-        "color": alt.Color(**named, scale=colour, legend=shown),
-        "shape": alt.Shape(**named, scale=named_scale(names, "shape"), legend=shown),
-    }
-    return of_lines, of_markers
+    shown = alt.Legend(**{"title": None, "symbolSize": 90, **legend})
+    named = {"shorthand": f"{field}:N", "sort": list(names), "legend": shown}
+    markers = base.mark_point(size=size, filled=True, opacity=1).encode(
+        color=alt.Color(**named, scale=colour), shape=alt.Shape(**named, scale=named_scale(names, "shape"))
+    )
+    # a layer each: dashes as a channel would get into the legend, as outlines of its markers
+    looks = zip(names, colour.to_dict()["range"], named_scale(names, "strokeDash").to_dict()["range"], strict=True)
+    lines = [
+        base.mark_line(color=colour, strokeDash=dash, strokeWidth=width).transform_filter(
+            alt.FieldEqualPredicate(field=field, equal=name)
+        )
+        for name, colour, dash in looks
+    ]
+    return [*lines, markers]
 
 
 def inline(frame: "pandas.DataFrame") -> alt.InlineData:

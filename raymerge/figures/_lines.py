@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from raymerge.charts import Chart, inline, told_apart
+from raymerge.charts import Chart, inline, marked_lines
 from raymerge.figures._tables import Frame
 
 COUNT_COLOURS = ("#440154", "#31688e", "#35b779", "#a5a40e")
@@ -30,14 +30,9 @@ def lines(
         colours: of the names, in their order; otherwise those of methods.
         legend: properties of alt.Legend.
     """
-    look = {"orient": "bottom", "columns": 3, "symbolSize": 90, **legend}
-    of_lines, of_markers = told_apart(names, "name", colours=colours, **look)
     base = alt.Chart(width=width, height=height).encode(x=x, y=y, tooltip=list(tooltip))
-    return alt.layer(
-        base.mark_line().encode(**of_lines),
-        base.mark_point(size=45, filled=True, opacity=1).encode(**of_markers),
-        data=inline(rows),
-    )
+    look = {"orient": "bottom", "columns": 3, **legend}
+    return alt.layer(*marked_lines(base, names, "name", colours=colours, **look), data=inline(rows))
 
 
 def zoomed(title: str, **scale: Any) -> dict[str, Any]:

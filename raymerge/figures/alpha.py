@@ -2,7 +2,7 @@
 
 import altair as alt
 
-from raymerge.charts import Chart, inline, titled, told_apart
+from raymerge.charts import INK, Chart, inline, marked_lines, titled
 from raymerge.figures._curves import CELL, best, searched
 from raymerge.figures._figure import Figure, in_order, method_title
 from raymerge.figures._lines import num_tasks_title
@@ -44,17 +44,15 @@ def alpha_chart(rows: Frame) -> Chart:
         tasks=[num_tasks_title(int(number)) for number in rows["num_tasks"]],
         percent=100 * rows["score"],
     )
-    of_lines, of_markers = told_apart(names, "name", orient="bottom", columns=6, symbolSize=90)
     base = alt.Chart(width=WIDTH, height=HEIGHT).encode(
         x=alt.X("alpha:Q", title="\u03b1"),
         y=alt.Y("percent:Q", title="Normalized accuracy (%)", scale=alt.Scale(zero=False)),
         tooltip=["name:N", "alpha:Q", "percent:Q"],
     )
-    ring = base.mark_point(filled=False, size=130, strokeWidth=1.6, shape="circle", opacity=1)
+    ring = base.mark_point(filled=False, size=120, strokeWidth=1.2, shape="circle", opacity=1, color=INK)
     panels = alt.layer(
-        base.mark_line(strokeWidth=1.5).encode(**of_lines),
-        base.mark_point(filled=True, size=26, opacity=1).encode(**of_markers),
-        ring.encode(stroke=of_lines["stroke"]).transform_filter("datum.is_best"),
+        *marked_lines(base, names, "name", width=1.5, size=26, orient="bottom", columns=6),
+        ring.transform_filter("datum.is_best"),
         data=inline(shown),
     )
     column = alt.Column("tasks:N", sort=[num_tasks_title(number) for number in counts(rows)], title=None)

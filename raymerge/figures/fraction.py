@@ -1,10 +1,8 @@
 """Fig. 6: how much of Iso-CTS is common space."""
 
-from typing import Any
-
 import altair as alt
 
-from raymerge.charts import Chart, inline, named_scale
+from raymerge.charts import INK, Chart, inline, marked_lines, named_scale
 from raymerge.figures._curves import best, searched
 from raymerge.figures._figure import Figure, method_title
 from raymerge.figures._lines import num_tasks_title
@@ -55,35 +53,29 @@ def fraction_charts(of_cts: Frame, of_iso_c: Frame) -> dict[int, Chart]:
 
 def _panel(cts: Frame, iso_c: Frame, domain: list[float]) -> Chart:
     names = [method_title("iso-cts"), method_title("iso-c")]
-    legend = alt.Legend(title=None, orient="bottom", columns=2)
+    colour = named_scale(names, "color").to_dict()["range"][1]
+    columns = ["name", "fraction", "percent", "alpha"]
+
+    def data(frame: Frame, name: str) -> alt.InlineData:
+        fractions = frame["common_space_fraction"].fillna(1.0)  # Iso-C has none
+        return inline(frame.assign(name=name, fraction=fractions, percent=100 * frame["accuracy"])[columns])
+
     y = alt.Y("percent:Q", title="Validation accuracy (%)", scale=alt.Scale(domain=domain, nice=False))
     scale, axis = alt.Scale(domain=[0, 1.03], nice=False), alt.Axis(tickCount=5)
     x = alt.X("fraction:Q", title="Common-space fraction, k / r", scale=scale, axis=axis)
-
-    def encoded(chart: alt.Chart, frame: Frame, name: str, **more: Any) -> Chart:
-        shown = frame[["common_space_fraction", "accuracy", "alpha"]].assign(name=name)
-        shown = shown.assign(percent=100 * shown["accuracy"], fraction=shown["common_space_fraction"].fillna(1.0))
-        return chart.encode(
-            y=y,
-            color=alt.Color("name:N", scale=named_scale(names, "color"), sort=names, legend=legend),
-            tooltip=["name:N", "fraction:Q", "percent:Q", "alpha:Q"],
-            **more,
-        ).properties(data=inline(shown))
-
-    base = alt.Chart(width=WIDTH, height=HEIGHT)
-    shape = alt.Shape("name:N", scale=named_scale(names, "shape"), sort=names, legend=legend)
-    chosen = cts.loc[[cts["score"].idxmax()]]
-    layers = [
-        encoded(base.mark_line(), cts, names[0], x=x),
-        encoded(base.mark_point(filled=True, opacity=1, size=55), cts, names[0], x=x, shape=shape),
-        encoded(base.mark_point(filled=False, size=190, strokeWidth=1.6, shape="circle"), chosen, names[0], x=x),
-    ]
-    if not iso_c.empty:
-        layers += [
-            encoded(base.mark_rule(strokeDash=[6, 3], strokeWidth=1.4), iso_c, names[1]),
-            encoded(base.mark_point(filled=True, opacity=1, size=55), iso_c, names[1], x=x, shape=shape),
-        ]
-    return alt.layer(*layers)
+    base = alt.Chart(width=WIDTH, height=HEIGHT).encode(y=y, tooltip=["name:N", "fraction:Q", "percent:Q", "alpha:Q"])
+    at_fraction = base.encode(x=x)
+    ring = at_fraction.mark_point(filled=False, size=170, strokeWidth=1.4, shape="circle", opacity=1, color=INK)
+    of_cts, of_iso_c, best_of_cts = data(cts, names[0]), data(iso_c, names[1]), cts.loc[[cts["score"].idxmax()]]
+    both = alt.InlineData(values=[*of_cts.to_dict()["values"], *of_iso_c.to_dict()["values"]])
+    return alt.layer(
+        base.mark_rule(strokeDash=[6, 3], color=colour).properties(data=of_iso_c),
+        *(
+            layer.properties(data=both)
+            for layer in marked_lines(at_fraction, names, "name", size=55, orient="bottom", columns=2)
+        ),
+        ring.properties(data=data(best_of_cts, names[0])),
+    )
 
 
 FIGURE = Figure(

@@ -17,7 +17,8 @@ EXAMPLE_KIND = "attn.out_proj"
 def example_layer(layers: list[str], wanted: str | None = None) -> str:
     """The layer that is called so, or the only one whose name has `wanted` in it; without it the paper's example.
 
-    Names may leave out "model.visual.". The example is the output projection of block 4, or of the middle block where there is no block 4.
+    Names may leave out "model.visual.". The example is the output projection of block 4, or of the middle block where
+    there is no block 4.
 
     Raises:
         UsageError: no layer, or several, are called so.

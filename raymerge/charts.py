@@ -119,11 +119,16 @@ def marked_lines(
     return [*lines, markers]
 
 
-def inline(frame: "pandas.DataFrame") -> alt.InlineData:
-    """The rows of a frame as data of a chart, in six digits, which no screen or paper exceeds; NaN is null."""
-    columns = {name: [_plain(value) for value in frame[name]] for name in frame.columns}
-    rows = zip(*columns.values(), strict=True)
-    return alt.InlineData(values=[dict(zip(columns, row, strict=True)) for row in rows])
+def inline(*frames: "pandas.DataFrame") -> alt.InlineData:
+    """The rows of frames as data of a chart, in six digits, which no screen or paper exceeds; NaN is null."""
+    data = alt.InlineData(values=[])
+    data["values"] = [row for frame in frames for row in _rows(frame)]  # not by the constructor, which checks each row
+    return data
+
+
+def _rows(frame: "pandas.DataFrame") -> list[dict[str, Any]]:
+    columns = [[_plain(value) for value in frame[name]] for name in frame.columns]
+    return [dict(zip(frame.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _plain(value: Any) -> Any:

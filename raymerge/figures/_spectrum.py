@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from raymerge.charts import named_scale
 from raymerge.figures._figure import in_order, method_title, nearest_fraction
-from raymerge.figures._tables import Frame, Series
+from raymerge.figures._tables import Frame, Series, first_tasks
 
 SINGLE = "Single tasks"
 GREY = "#a8a8a8"
@@ -39,16 +40,13 @@ def thin(frame: Frame, by: Sequence[str], max_points: int = MAX_POINTS) -> Frame
 
     Of a flat spectrum the ends.
     """
-    groups = frame.groupby(list(by), dropna=False)
-    sizes = groups["index"].transform("max") + 1
-    values = groups["singular_value"]
+    values = frame.groupby(list(by), dropna=False, sort=False)["singular_value"]
+    index, sizes = frame["index"].to_numpy(int), values.transform("size").to_numpy()
     is_flat = values.transform("min") > (1 - FLATNESS) * values.transform("max")
-    kept = {int(size): set(thinned(int(size), max_points)) for size in sizes.unique()}
-    drawn = [
-        int(i) in ({0, int(size) - 1} if flat else kept[int(size)])
-        for i, size, flat in zip(frame["index"], sizes, is_flat, strict=True)
-    ]
-    return frame[drawn]
+    is_drawn = (index == 0) | (index == sizes - 1)
+    for size in set(sizes.tolist()):
+        is_drawn |= ~is_flat.to_numpy() & (sizes == size) & np.isin(index, thinned(size, max_points))
+    return frame[is_drawn]
 
 
 def named(frame: Frame, num_tasks: int) -> Frame:
@@ -63,10 +61,12 @@ def named(frame: Frame, num_tasks: int) -> Frame:
     cts = merged["matrix"] == "iso-cts"
     if cts.any():
         merged = merged[~cts | (merged["common_space_fraction"] == nearest_fraction(merged[cts]))]
-    tasks = list(dict.fromkeys(singles["task"]))[:num_tasks]
-    chosen = pandas.concat([singles[singles["task"].isin(tasks)], merged])
-    names = [SINGLE if matrix == "task" else method_title(matrix) for matrix in chosen["matrix"]]
-    return chosen.assign(name=names, line=chosen["task"].where(chosen["matrix"] == "task", chosen["matrix"]))
+    tasks = first_tasks(singles["task"].unique(), num_tasks)
+    chosen: Frame = pandas.concat([singles[singles["task"].isin(tasks)], merged])
+    titles = {matrix: SINGLE if matrix == "task" else method_title(matrix) for matrix in chosen["matrix"].unique()}
+    return chosen.assign(
+        name=chosen["matrix"].map(titles), line=chosen["task"].where(chosen["matrix"] == "task", chosen["matrix"])
+    )
 
 
 def fraction_note(frame: Frame) -> str:

@@ -102,9 +102,13 @@ class Tables:
         """
         frame = self.some(table, **equal).dropna(subset=list(defined))
         if frame.empty:
-            about = "is empty" if self.some(table).empty else f"has no {what}"
-            raise UsageError(f"{self.folder}: table '{table}' {about}; {source.command(self.folder, self.suite)}.")
+            raise self.lack(what, source, table)
         return frame
+
+    def lack(self, what: str, source: Source, table: str) -> UsageError:
+        """That a table has no such rows, and how to get them."""
+        about = "is empty" if self.some(table).empty else f"has no {what}"
+        return UsageError(f"{self.folder}: table '{table}' {about}; {source.command(self.folder, self.suite)}.")
 
     def of_backbone(self, frame: Frame, choice: Choice) -> Frame:
         """The rows of the backbone that was asked for, or of the paper's, or of the first one.

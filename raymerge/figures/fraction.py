@@ -10,16 +10,21 @@ from raymerge.figures._panels import beside, panel
 from raymerge.figures._tables import ABLATIONS, Choice, Frame, Tables, counts
 
 WIDTH, HEIGHT = 220, 200
+MIN_ALPHAS = 3
+"""Tried at a fraction that is shown: a sampler leaves many with one."""
 ROOM = 0.12
 """Above and below the widest panel's points, of their span."""
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    curves = tables.need("search of Iso-CTS", ABLATIONS, "curves", method="iso-cts", defined=["common_space_fraction"])
+    what = f"fractions of Iso-CTS with {MIN_ALPHAS} alphas each"
+    curves = tables.need(what, ABLATIONS, "curves", method="iso-cts", defined=["common_space_fraction"])
     curves = tables.of_counts(tables.of_backbone(curves, choice), choice)
     backbone, numbers = curves["backbone"].iloc[0], counts(curves)
     common = tables.some("curves", backbone=backbone, method="iso-c", num_tasks=tuple(numbers))
-    of_cts = best(searched(curves), ["num_tasks", "common_space_fraction"])
+    of_cts = best(well_searched(searched(curves)), ["num_tasks", "common_space_fraction"])
+    if of_cts.empty:
+        raise tables.lack(what, ABLATIONS, "curves")
     of_iso_c = best(searched(common), ["num_tasks"])
     charts = fraction_charts(of_cts, of_iso_c)
     return beside(
@@ -30,6 +35,12 @@ def draw(tables: Tables, choice: Choice) -> Chart:
         width=len(charts) * (WIDTH + 70),
         shares_legend=True,
     )
+
+
+def well_searched(points: Frame) -> Frame:
+    """Points at fractions where enough was tried for a best alpha to mean something."""
+    tried = points.groupby(["num_tasks", "common_space_fraction"])["alpha"].transform("nunique")
+    return points[tried >= MIN_ALPHAS]
 
 
 def fraction_charts(of_cts: Frame, of_iso_c: Frame) -> dict[int, Chart]:
@@ -56,9 +67,9 @@ def _panel(cts: Frame, iso_c: Frame, domain: list[float]) -> Chart:
     colour = named_scale(names, "color").to_dict()["range"][1]
     columns = ["name", "fraction", "percent", "alpha"]
 
-    def data(frame: Frame, name: str) -> alt.InlineData:
+    def drawn(frame: Frame, name: str) -> Frame:
         fractions = frame["common_space_fraction"].fillna(1.0)  # Iso-C has none
-        return inline(frame.assign(name=name, fraction=fractions, percent=100 * frame["accuracy"])[columns])
+        return frame.assign(name=name, fraction=fractions, percent=100 * frame["accuracy"])[columns]
 
     y = alt.Y("percent:Q", title="Validation accuracy (%)", scale=alt.Scale(domain=domain, nice=False))
     scale, axis = alt.Scale(domain=[0, 1.03], nice=False), alt.Axis(tickCount=5)
@@ -66,15 +77,15 @@ def _panel(cts: Frame, iso_c: Frame, domain: list[float]) -> Chart:
     base = alt.Chart(width=WIDTH, height=HEIGHT).encode(y=y, tooltip=["name:N", "fraction:Q", "percent:Q", "alpha:Q"])
     at_fraction = base.encode(x=x)
     ring = at_fraction.mark_point(filled=False, size=170, strokeWidth=1.4, shape="circle", opacity=1, color=INK)
-    of_cts, of_iso_c, best_of_cts = data(cts, names[0]), data(iso_c, names[1]), cts.loc[[cts["score"].idxmax()]]
-    both = alt.InlineData(values=[*of_cts.to_dict()["values"], *of_iso_c.to_dict()["values"]])
+    of_cts, of_iso_c, at_best = drawn(cts, names[0]), drawn(iso_c, names[1]), drawn(cts.nlargest(1, "score"), names[0])
+    both = inline(of_cts, of_iso_c)
     return alt.layer(
-        base.mark_rule(strokeDash=[6, 3], color=colour).properties(data=of_iso_c),
+        base.mark_rule(strokeDash=[6, 3], color=colour).properties(data=inline(of_iso_c)),
         *(
             layer.properties(data=both)
             for layer in marked_lines(at_fraction, names, "name", size=55, orient="bottom", columns=2)
         ),
-        ring.properties(data=data(best_of_cts, names[0])),
+        ring.properties(data=inline(at_best)),
     )
 
 

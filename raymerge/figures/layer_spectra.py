@@ -20,11 +20,12 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     backbone, (num_tasks,) = merged["backbone"].iloc[0], counts(merged)
     shown = spectrum.named(tables.some("spectra", backbone=backbone), num_tasks)
     shown = spectrum.thin(shown, ["layer", "line"], MAX_POINTS)
+    layers = list(shown["layer"].unique())
     sizes = shown.groupby("layer")["index"].transform("max") + 1
     shown = shown.assign(
         position=(shown["index"] + 1) / sizes,
-        block=[None if (b := spectrum.block_of(layer)) is None else f"block {b}" for layer in shown["layer"]],
-        kind=[spectrum.kind_of(layer) for layer in shown["layer"]],
+        block=shown["layer"].map({layer: block_title(layer) for layer in layers}),
+        kind=shown["layer"].map({layer: spectrum.kind_of(layer) for layer in layers}),
     )
     caption = (
         f"{backbone}, {num_tasks} tasks. Across: index of the singular value / number of values. "
@@ -32,6 +33,11 @@ def draw(tables: Tables, choice: Choice) -> Chart:
     )
     kinds = len(shown["kind"][shown["block"].notna()].unique())
     return titled(all_layers_chart(shown), FIGURE.title, caption, kinds * WIDTH + 140)
+
+
+def block_title(layer: str) -> str | None:
+    block = spectrum.block_of(layer)
+    return None if block is None else f"block {block}"
 
 
 def all_layers_chart(rows: Frame) -> Chart:
@@ -74,22 +80,17 @@ def _panels(rows: Frame, names: list[str], y: alt.Y) -> Chart:
     is_single = rows["matrix"] == "task"
     by = ["block", "kind", "position"]
     ranges = rows[is_single].groupby(by, sort=False, dropna=False)["singular_value"].agg(["min", "max"]).reset_index()
-    bands = inline_rows(ranges.assign(name=spectrum.SINGLE).rename(columns={"min": "singular_value"}))
-    lines = inline_rows(rows[~is_single][[*by, "name", "singular_value"]])
+    bands = ranges.assign(name=spectrum.SINGLE).rename(columns={"min": "singular_value"})
+    lines = rows[~is_single][[*by, "name", "singular_value"]]
     shared: dict[str, Any] = spectrum.channels(names, orient="bottom", columns=4)
-    data = alt.InlineData(values=[*bands, *lines])
     base = alt.Chart(width=WIDTH, height=HEIGHT).encode(x=x, y=y, **shared)
     band = base.mark_area(clip=True, opacity=1, strokeWidth=0).encode(y2="max:Q")
     line = base.mark_line(clip=True, strokeWidth=1.6).encode(tooltip=["name:N", "singular_value:Q"])
     return alt.layer(
         band.transform_filter(f"datum.name === '{spectrum.SINGLE}'"),
         line.transform_filter(f"datum.name !== '{spectrum.SINGLE}'"),
-        data=data,
+        data=inline(bands, lines),
     )
-
-
-def inline_rows(frame: Frame) -> list[Any]:
-    return inline(frame).to_dict()["values"]
 
 
 FIGURE = Figure(

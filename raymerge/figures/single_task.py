@@ -60,14 +60,16 @@ def single_task_chart(rows: Frame) -> Chart:
     """Accuracy over alpha: a panel for the average and for every task, with the accuracy of the expert as a line."""
     tasks = list(dict.fromkeys(rows["task"]))
     shown = rows.assign(percent=100 * rows["accuracy"], expert=100 * rows["expert_accuracy"])
+    low = min(float(shown["percent"].min()), float(shown["expert"].min()))
     scale = alt.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
     dash = alt.Scale(domain=list(COLOURS), range=[[1, 0], [5, 3]])
+    axis = alt.Axis(tickCount=4)
     look = {"title": None, "orient": "bottom", "symbolType": "stroke", "symbolSize": 320}
     legend = alt.Legend(**look)
 
     def line(field: str, name: str, chart: alt.Chart) -> Chart:
         return chart.encode(
-            y=alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+            y=alt.Y(f"{field}:Q", title=None, scale=alt.Scale(domain=[max(0.0, low - 4), 104], nice=False), axis=axis),
             color=alt.Color("name:N", scale=scale, legend=legend),
             strokeDash=alt.StrokeDash("name:N", scale=dash, legend=legend),
             tooltip=["task:N", "alpha:Q", alt.Tooltip(f"{field}:Q", title=name)],

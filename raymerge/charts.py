@@ -88,8 +88,8 @@ def marked_lines(
     field: str,
     *,
     colours: Sequence[str] = (),
-    width: float = 2,
-    size: float = 45,
+    width: int | float = 2,
+    size: int | float = 45,
     **legend: Any,
 ) -> list[Chart]:
     """The layers of a line for every name, with a marker at every point; the legend shows the markers.
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, bool, int)) else None
 
 
-def titled(chart: Chart, title: str, caption: str, width: float) -> Chart:
+def titled(chart: Chart, title: str, caption: str, width: int | float) -> Chart:
     """The chart under a title, and a caption as wide as the chart: what is shown, by which rule, of which split.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tables of an analysis without a suite: small random task matrices, and accuracies that follow from their alignment."""
+"""Tables of an analysis without a suite: small random task matrices, and accuracies that fit their alignment."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

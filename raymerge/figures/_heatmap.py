@@ -13,7 +13,7 @@ MAX_WRITTEN = 10
 """Tasks: with more, numbers do not fit into the cells."""
 
 
-def side(num_tasks: int) -> float:
+def side(num_tasks: int) -> int:
     return max(SIDE, MIN_CELL * num_tasks)
 
 
@@ -38,7 +38,7 @@ def pairs_chart(
     scale = alt.Scale(scheme=SEQUENTIAL, domain=[low, high])
     legend = alt.Legend(title=title, orient="bottom", gradientLength=size, titleLimit=size, format=".2~f", tickCount=5)
 
-    def axis(angle: float, heading: str | None) -> alt.Axis:
+    def axis(angle: int, heading: str | None) -> alt.Axis:
         look = {"labelFontSize": 11, "labelLimit": 130, "labelPadding": 4, "ticks": False, "domain": False}
         return alt.Axis(title=heading, labelAngle=angle, **look)
 

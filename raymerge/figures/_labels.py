@@ -29,7 +29,9 @@ class Place:
     is_far: bool
 
 
-def places(points: Sequence[tuple[float, float]], labels: Sequence[str], width: float, height: float) -> list[Place]:
+def places(
+    points: Sequence[tuple[float, float]], labels: Sequence[str], width: int | float, height: int | float
+) -> list[Place]:
     """Where to write a label for every point of a panel: near it, and over as little as can be.
 
     Greedy, from the first point to the last, in a few passes.
@@ -95,6 +97,6 @@ def _overlap(one: Box, other: Box) -> float:
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def _outside(box: Box, width: float, height: float) -> float:
+def _outside(box: Box, width: int | float, height: int | float) -> float:
     area = (box[2] - box[0]) * (box[3] - box[1])
     return area - _overlap(box, (0.0, 0.0, width, height))

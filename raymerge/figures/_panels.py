@@ -15,7 +15,7 @@ def panel(chart: Chart, title: str) -> Chart:
     return alt.layer(chart, heading.encode(x=alt.value(0), y=alt.value(-10), text="text:N"))
 
 
-def beside(*panels: Chart, title: str, caption: str, width: float, shares_legend: bool = False) -> Chart:
+def beside(*panels: Chart, title: str, caption: str, width: int | float, shares_legend: bool = False) -> Chart:
     """Panels from left to right.
 
     Args:

@@ -25,10 +25,10 @@ class _Axis:
     title: str
     low: float
     high: float
-    pixels: float
+    pixels: int | float
 
     @classmethod
-    def around(cls, values: Series, title: str, pixels: float) -> "_Axis":
+    def around(cls, values: Series, title: str, pixels: int | float) -> "_Axis":
         low, high = float(values.min()), float(values.max())
         margin = MARGIN * (high - low) or 0.5
         return cls(str(values.name), title, low - margin, high + margin, pixels)
@@ -36,7 +36,7 @@ class _Axis:
     def to_pixels(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low) * self.pixels
 
-    def to_value(self, pixels: float) -> float:
+    def to_value(self, pixels: int | float) -> float:
         return self.low + pixels / self.pixels * (self.high - self.low)
 
     @property
@@ -49,9 +49,9 @@ def nai_scatter(
     correlations: Frame,
     quantity: str,
     title: str,
-    width: float = PANEL,
+    width: int | float = PANEL,
     *,
-    height: float,
+    height: int | float,
 ) -> Chart:
     """A point per method and task, with the name of the task; the legend says how NAI and the quantity correlate.
 

@@ -36,7 +36,7 @@ def example_layer(layers: list[str], wanted: str | None = None) -> str:
     return found[0]
 
 
-def layer_chart(frame: Frame, width: float = WIDTH, height: float = HEIGHT) -> Chart:
+def layer_chart(frame: Frame, width: int | float = WIDTH, height: int | float = HEIGHT) -> Chart:
     """The spectra of one layer: rows of `spectra`, with what `_spectrum.named` adds."""
     shown = spectrum.thin(frame, ["line"])
     shown = shown.assign(number=shown["index"] + 1)[["name", "line", "matrix", "number", "singular_value"]]

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 FONT_SIZE = 10
 _CHARACTER = 0.56 * FONT_SIZE
 _HEIGHT = 1.1 * FONT_SIZE
@@ -12,9 +14,6 @@ _POINT = 4.0
 _DISTANCES = (8.0, 15.0, 24.0, 34.0, 46.0)
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7))
 _PASSES = 3
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,24 @@ def places(
     Args:
         points: in pixels from a corner of the panel.
     """
-    dots = [(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points]
-    found: dict[int, tuple[Place, Box]] = {}
+    dots = np.array([(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points])
+    panel = np.array([0, 0, width, height])
+    boxes = np.zeros_like(dots)  # of the labels that have a place: left, top, right, bottom
+    found: dict[int, Place] = {}
     for _ in range(_PASSES):
         for i, (point, label) in enumerate(zip(points, labels, strict=True)):
-            others = [*dots, *(box for j, (_, box) in found.items() if j != i)]
-            options = []
-            for place, box, distance in _options(point, len(label) * _CHARACTER / 2):
-                cost = sum(_overlap(box, other) for other in others) + 2 * _outside(box, width, height)
-                options.append((cost + 0.6 * distance, len(options), place, box))
-            _, _, place, box = min(options, key=lambda option: option[:2])
-            found[i] = place, box
-    return [found[i][0] for i in range(len(points))]
+            options = list(_options(point, len(label) * _CHARACTER / 2))
+            places, tried, distances = zip(*options, strict=True)
+            boxes[i] = 0
+            tried = np.array(tried)
+            covered = _overlap(tried[:, None], np.concatenate([dots, boxes])).sum(1)
+            outside = _overlap(tried, tried) - _overlap(tried, panel)
+            choice = int(np.argmin(covered + 2 * outside + 0.6 * np.array(distances)))
+            found[i], boxes[i] = places[choice], tried[choice]
+    return [found[i] for i in range(len(points))]
 
 
-def _options(point: tuple[float, float], half: float) -> Iterator[tuple[Place, Box, float]]:
+def _options(point: tuple[float, float], half: float) -> Iterator[tuple[Place, tuple[float, ...], float]]:
     """Places of a label of this half width, the box it takes there, and its distance."""
     x, y = point
     for distance in _DISTANCES:
@@ -64,6 +66,12 @@ def _options(point: tuple[float, float], half: float) -> Iterator[tuple[Place, B
             box = (left, at_y - _HEIGHT / 2, left + 2 * half, at_y + _HEIGHT / 2)
             end = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
             yield Place(at_x, at_y, align, *end, distance > _DISTANCES[0]), box, distance
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Areas that boxes share, over their leading dimensions."""
+    size = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    return np.maximum(size, 0).prod(-1)
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -89,14 +97,3 @@ def spread(values: Sequence[float], gap: float, low: float, high: float) -> list
         for position, i in enumerate(cluster):
             moved[i] = ends(cluster)[0] + position * gap
     return moved
-
-
-def _overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _outside(box: Box, width: int | float, height: int | float) -> float:
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return area - _overlap(box, (0.0, 0.0, width, height))

@@ -22,6 +22,7 @@ from raymerge.cli_compare import compare
 from raymerge.cli_data import data_app
 from raymerge.cli_doctor import doctor
 from raymerge.cli_evaluate import evaluate
+from raymerge.cli_figure import figure
 from raymerge.cli_finetune import finetune
 from raymerge.cli_merge import merge
 from raymerge.cli_options import Debug, Json, Quiet
@@ -163,6 +164,7 @@ app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
 app.command()(analyze)
+app.command()(figure)
 app.command()(finetune)
 app.command()(doctor)
 app.command()(rehearse)

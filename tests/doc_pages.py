@@ -14,7 +14,9 @@ from markdown_it.token import Token
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-COMMENTED = ["cluster.yaml", *(f"{path.parent.name}/{path.name}" for path in sorted(ROOT.glob("[es][xw]*/*")))]
+COMMENTED = ["cluster.yaml"]
+for folder in ("examples", "sweeps"):
+    COMMENTED += sorted(f"{folder}/{path.name}" for path in (ROOT / folder).iterdir())
 """Files in whose comments commands stand: the examples, the sweeps, and the cluster."""
 
 
@@ -168,8 +170,6 @@ def refusal(group: Any, words: list[str]) -> str | None:
         command, words = find_command(group, words)
         command.make_context("x", ["1" if word == "N" else word for word in words])
     except Exception as error:  # of classes that typer and click do not share
-        if type(error).__name__ == "Exit":  # of --version
-            return None
-        told = getattr(error, "format_message", lambda: repr(error))
-        return f"{type(error).__name__}: {told()}"
+        if type(error).__name__ != "Exit":  # of --version
+            return error.format_message() if hasattr(error, "format_message") else repr(error)
     return None

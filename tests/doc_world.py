@@ -112,18 +112,19 @@ class Runner:
     """Says of a command line with which status it ends."""
     spaces: list[dict[str, Any]] = field(default_factory=list)
     """What the Python blocks have left."""
+    in_process: bool = True
 
     def run(self) -> None:
         blocks = blocks_of(self.page)
-        self.in_process = not any((block.file or "").startswith("raymerge/") for block in blocks)
-        if not self.in_process:  # the page adds to the package: to a copy of it
+        if any((block.file or "").startswith("raymerge/") for block in blocks):
+            self.in_process = False  # the page adds to the package: to a copy of it
             for name in ("raymerge", "tests"):
                 shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("golden"))
             shutil.copy(ROOT / "pyproject.toml", ".")
         for block in blocks:
-            self._run(block)
+            self.run_block(block)
 
-    def _run(self, block: Block) -> None:
+    def run_block(self, block: Block) -> None:
         if block.file:
             Path(block.file).parent.mkdir(parents=True, exist_ok=True)
             Path(block.file).write_text(block.text)

@@ -208,7 +208,7 @@ def run(spec: SweepSpec, finished: Mapping[str, TrialRecord] | None = None, **ex
 
 
 def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
-    """Sweep into a folder, as `raymerge sweep` does: tables, manifest, status and log; a sweep that is done stays so."""
+    """Sweep into a folder, as `raymerge sweep` does: tables, manifest, status and log. What is there already stays."""
     cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
     nobody: Any = SimpleNamespace(**dict.fromkeys(("stage", "sweeping", "trial"), lambda *told: None))
     with open_output(output, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as opened:

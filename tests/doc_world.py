@@ -1,6 +1,6 @@
 """Where the documentation's blocks run: a folder that looks like a clone, with tiny models under the pages' names.
 
-A sweep of the demo or of a suite file is not run, but leaves results all the same: those of `fake_sweep`.
+A sweep of the demo or of a suite file is not run, but leaves results all the same: those of `left_results`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from doc_pages import ROOT, Block, blocks_of, console_commands, find_command, shell_lines
-from fake_sweep import leave_results
+from left_results import leave_results
 from tiny_suite import tiny_suite
 from typer.testing import CliRunner
 

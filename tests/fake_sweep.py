@@ -4,18 +4,14 @@ import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from raymerge.driver import Sweep, Trial, Weights
 from raymerge.merge_request import Merge
-from raymerge.observers import observing
-from raymerge.output import open_output
-from raymerge.records import ServiceStats, Split, TaskScore, TrialRecord, content_id
-from raymerge.run import OutputStore
+from raymerge.records import Split, TaskScore, TrialRecord, content_id
 from raymerge.search_space import sweep_cells
 from raymerge.suites import Backbone, Suite, Task
-from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
+from raymerge.sweep_spec import SweepSpec
 
 TASKS = tuple(
     Task(name, ("a", "b"), {"val": val, "test": test})
@@ -170,8 +166,7 @@ class FakeExecutor:
             return True
         missing = self.sweep.missing_tasks(trial.trial_id)
         chosen = self.random.sample(missing, self.random.randint(min(1, len(missing)), len(missing)))
-        suite = self.sweep.suite
-        scores = [score(trial.weights[task], task, trial.split, self.accuracy, suite) for task in chosen]
+        scores = [score(trial.weights[task], task, trial.split, self.accuracy, self.sweep.suite) for task in chosen]
         self.evaluated += [(trial.weights[task].weights_id, task, trial.split) for task in chosen]
         go_on = self.sweep.report(trial.trial_id, scores)
         if not go_on or len(chosen) == len(missing):
@@ -205,25 +200,3 @@ def run(spec: SweepSpec, finished: Mapping[str, TrialRecord] | None = None, **ex
     sweep, records = start(spec, finished)
     FakeExecutor(sweep, **executor).run()
     return records
-
-
-def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
-    """Sweep into a folder, as `raymerge sweep` does: tables, manifest, status and log. What is there already stays."""
-    cells = sweep_cells(spec, suite.backbones, [task.name for task in suite.tasks])
-    nobody: Any = SimpleNamespace(**dict.fromkeys(("stage", "sweeping", "trial"), lambda *told: None))
-    with open_output(output, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as opened:
-        store = OutputStore(opened, spec, suite, None)
-        with observing(nobody, opened.folder, spec, suite, lambda: store.records) as observers:
-            store.begin("fake")
-
-            def save(record: TrialRecord) -> None:
-                store.append(record)
-                observers.trial(record)
-
-            sweep = Sweep(spec, suite, cells, finished=store.open("fp32"), on_record=save, device="fake")
-            observers.sweeping(sweep, "fake", 1)
-            store.run_begins([])
-            FakeExecutor(sweep).run()
-            store.run_ends("finished", ServiceStats(num_evaluators=1, images=1, busy_s=3.0, present_s=4.0))
-            store.summarise(cells)
-            observers.state = "finished"

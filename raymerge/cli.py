@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import raymerge
+from raymerge.cli_analyze import analyze
 from raymerge.cli_bench import bench
 from raymerge.cli_data import data_app
 from raymerge.cli_doctor import doctor
@@ -157,6 +158,7 @@ app.command()(status)
 app.command()(merge)
 app.command()(stats)
 app.command()(evaluate)
+app.command()(analyze)
 app.command()(finetune)
 app.command()(doctor)
 app.command()(rehearse)

@@ -101,7 +101,7 @@ def _memory(spec: SweepSpec, suite: Suite, cells: Sequence[Cell], report: NodeRe
         method = METHODS.declaration(cell.method)
         if method.kind == "zero-shot":
             continue
-        count = cell.num_tasks if method.kind == "experts" or method.per_task_parameter else 1
+        count = cell.num_tasks if method.has_update_per_task or method.per_task_parameter else 1
         largest = max(largest, count * visual_bytes(suite, cell.backbone))
     if report.shm_size is None or report.shm_size >= largest:
         return []

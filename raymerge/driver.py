@@ -407,6 +407,11 @@ class Sweep:
 
         if stage == "calibration":
             return {task: merged(task) for task in tasks}
+        if kind == "single-task":
+            return {
+                task: Weights(cell.backbone, _single_task_merge(cell, task, point.params), point.alpha)
+                for task in tasks
+            }
         return dict.fromkeys(tasks, _zero_shot(cell.backbone) if kind == "zero-shot" else merged(None))
 
     # --- stopping early -----------------------------------------------------------------------------------------
@@ -552,7 +557,7 @@ def _method_of_kind(kind: str) -> str:
 
 
 def _is_reference(cell: Cell) -> bool:
-    return METHODS.declaration(cell.method).kind != "merging"
+    return METHODS.declaration(cell.method).is_reference
 
 
 @cache
@@ -572,4 +577,11 @@ def _merges_ahead(cell: Cell, space: SearchSpace) -> tuple[Merge, ...]:
         return ()
     settings = itertools.product(*(dimension.grid() for dimension in space.params.values()))
     params = [{**space.fixed, **dict(zip(space.params, values, strict=True))} for values in settings]
+    if METHODS.declaration(cell.method).kind == "single-task":
+        return tuple(_single_task_merge(cell, task, setting) for setting in params for task in cell.tasks)
     return tuple(Merge(cell.backbone, cell.tasks, cell.method, setting) for setting in params)
+
+
+def _single_task_merge(cell: Cell, task: str, params: Mapping[str, Any]) -> Merge:
+    """Of the expert of a task alone, which does not depend on the other tasks of a cell."""
+    return Merge(cell.backbone, (task,), cell.method, params)

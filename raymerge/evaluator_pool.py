@@ -85,7 +85,7 @@ class ActorLost(Exception):
 
 
 def cpus_of(nodes: Iterable[Node]) -> float:
-    return sum(node.resources.get("CPU", 0.0) for node in nodes)
+    return float(sum(node.resources.get("CPU", 0.0) for node in nodes))
 
 
 def slots(

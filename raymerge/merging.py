@@ -103,7 +103,7 @@ def statistics_of(models: Models, method_name: str, outputs: Sequence[Output]) -
         nonlocal place
         for name in models.zero_shot.parameters:
             place = f"'{name}', "
-            yield _task_tensors(models, name, tasks)
+            yield task_tensors_of(models, name, tasks)
         place = ""
 
     try:
@@ -152,7 +152,7 @@ def merge_tensors(
     """
     method = METHODS[method_name]
     for name in names:
-        task_tensors = _task_tensors(models, name)
+        task_tensors = task_tensors_of(models, name)
         if not stored(task_tensors).any():  # text leftovers: the update is exactly zero, whatever the method
             continue
         try:
@@ -252,7 +252,7 @@ def of_tasks(items: Sequence[Any], tasks: tuple[int, ...] | None) -> list[Any]:
     return list(items) if tasks is None else [items[task] for task in tasks]
 
 
-def _task_tensors(models: Models, name: str, tasks: tuple[int, ...] | None = None) -> Float[Tensor, "tasks ..."]:
+def task_tensors_of(models: Models, name: str, tasks: tuple[int, ...] | None = None) -> Float[Tensor, "tasks ..."]:
     """theta_t - theta_0 in float32, subtracted in the widest precision at hand. Takes no memory where none differs."""
     base = models.zero_shot.tensor(name)
     values = [expert.tensor(name) for expert in of_tasks(models.experts, tasks)]

@@ -24,10 +24,8 @@ def merging_method(name: str) -> Method:
     if name in merging:
         return merging[name]
     if name in declared:
-        raise UsageError(
-            f"method '{name}' is a reference that merged models are compared with, and merges nothing. "
-            f"Known: {', '.join(merging)}."
-        )
+        what = "a reference that merged models are compared with" if declared[name].is_reference else "a model per task"
+        raise UsageError(f"method '{name}' is {what}, and merges nothing. Known: {', '.join(merging)}.")
     raise UsageError(f"unknown method '{name}'. {did_you_mean(name, merging)}")
 
 

@@ -1,7 +1,7 @@
 """Scores of a merged model relative to its references. Accuracies are fractions 0..1, never percent."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def normalized_accuracy(accuracy: float, expert_accuracy: float) -> float:
@@ -22,3 +22,11 @@ def average(values: Iterable[float]) -> float:
     """Unweighted mean over tasks: every data set counts the same, whatever its size. NaN of nothing."""
     values = list(values)
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def pearson(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Pearson's correlation coefficient, -1..1. NaN of fewer than two points, or where either does not vary."""
+    mean_x, mean_y = average(xs), average(ys)
+    dx, dy = [x - mean_x for x in xs], [y - mean_y for y in ys]
+    spread = math.sqrt(math.fsum(d * d for d in dx) * math.fsum(d * d for d in dy))
+    return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / spread if spread else math.nan

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from raymerge.methods import declared_methods
+from raymerge.methods._method import Method
 from raymerge.records import SPLITS, Cell, Split, TrialRecord
-from raymerge.search_space import SearchSpace, search_space, sweep_cells
-from raymerge.sweep_spec import SearchSettings, SweepSpec
+from raymerge.search_space import search_space, sweep_cells
+from raymerge.sweep_spec import SweepSpec
 
 
 @runtime_checkable
@@ -52,7 +53,7 @@ class SweepInfo(Protocol):
 
 def reference_methods() -> tuple[str, ...]:
     """Scored once per backbone and task; their cells cost nothing beyond that."""
-    return tuple(name for name, method in declared_methods().items() if method.kind != "merging")
+    return tuple(name for name, method in declared_methods().items() if method.is_reference)
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,7 @@ def make_plan(spec: SweepSpec, suite: SuiteInfo, finished: Mapping[str, TrialRec
     by_cell: dict[Cell, list[TrialRecord]] = {cell: [] for cell in cells}
     for record in finished.values():
         by_cell.get(record.cell, []).append(record)
-    plans = [
-        _plan_cell(cell, search_space(spec, declared[cell.method], cell.num_tasks), spec.search, sizes, by_cell[cell])
-        for cell in cells
-    ]
+    plans = [_plan_cell(cell, declared[cell.method], spec, sizes, by_cell[cell]) for cell in cells]
     references = [
         _plan_references(backbone, cells, suite.tasks, sizes, finished)
         for backbone in dict.fromkeys(cell.backbone for cell in cells)
@@ -154,17 +152,20 @@ def make_plan(spec: SweepSpec, suite: SuiteInfo, finished: Mapping[str, TrialRec
 
 def _plan_cell(
     cell: Cell,
-    space: SearchSpace,
-    search: SearchSettings,
+    method: Method,
+    spec: SweepSpec,
     sizes: Mapping[Split, Mapping[str, int]],
     records: Sequence[TrialRecord],
 ) -> CellPlan:
-    limit = search.trials if search.policy == "tpe" else space.num_points
+    space = search_space(spec, method, cell.num_tasks)
+    limit = spec.search.trials if spec.search.policy == "tpe" else space.num_points
     max_trials = int(min(limit, space.num_points))
     num_calibrations = int(space.per_task.size) if space.per_task else 0
-    is_reference = cell.method in reference_methods()
-    val_images, test_images = (0 if is_reference else sum(sizes[split][t] for t in cell.tasks) for split in SPLITS)
-    max_merges = 0 if is_reference else int(min(max_trials, space.num_merges)) + num_calibrations * cell.num_tasks
+    val_images, test_images = (
+        0 if method.is_reference else sum(sizes[split][t] for t in cell.tasks) for split in SPLITS
+    )
+    updates_per_merge = cell.num_tasks if method.has_update_per_task else 1
+    max_merges = int(min(max_trials, space.num_merges)) * updates_per_merge + num_calibrations * cell.num_tasks
 
     calibrated = sum(r.stage == "calibration" and r.status == "finished" for r in records)
     status = Counter(r.status for r in records if r.split == "val" and r.stage != "calibration")
@@ -175,7 +176,7 @@ def _plan_cell(
         cell=cell,
         max_trials=max_trials,
         num_calibrations=num_calibrations,
-        max_merges=max_merges,
+        max_merges=0 if method.is_reference else max_merges,
         max_images=(max_trials + num_calibrations) * val_images + test_images,
         finished=status["finished"],
         pruned=status["pruned"],

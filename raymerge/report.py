@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymerge.errors import UsageError
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Method
 
@@ -73,7 +72,7 @@ class Table1:
         printed: dict[str, int] = {}
         for method in self.methods:
             entry = self.entry(method, column)
-            if not _is_reference(method) and entry.accuracy is not None:
+            if _merges(method) and entry.accuracy is not None:
                 printed[method] = round(float(percent(entry.accuracy)) * 10)
         places = sorted(set(printed.values()), reverse=True)[:2]
         names: tuple[Rank, ...] = ("best", "second")
@@ -92,10 +91,10 @@ class Table1:
     @property
     def chosen(self) -> dict[str, tuple[str, ...]]:
         """Merging methods with something chosen or set, and the names of it: alpha first, then parameters."""
-        found = {}
+        found, declared = {}, declared_methods()
         for method in self.methods:
             entries = [e for column in self.columns if (e := self.entry(method, column)).alpha is not None]
-            if entries and not _is_reference(method):
+            if entries and not (method in declared and declared[method].is_reference):
                 found[method] = ("alpha", *dict.fromkeys(name for e in entries for name in sorted(e.params)))
         return found
 
@@ -139,21 +138,16 @@ class Table1:
 
         manifest = output.read_manifest(output_dir)
         spec = manifest["spec"] if manifest else {}
-        try:
-            frame = results.load(output_dir, "summary")
-        except UsageError:
-            frame = results.unfinished_summary(output_dir)
-            if frame.empty:
-                raise
+        frame = results.current_summary(output_dir)
         table = cls.from_summary(frame, methods=_order(spec, frame), alpha_ranges=alpha_ranges(spec))
         line = occupancy_line(manifest.get(RUNS, [])) if manifest else None
         return replace(table, remarks=(line,)) if line else table
 
 
-def _is_reference(method: str) -> bool:
-    """Whether merged models are measured against it: then it is never best, and made no choice worth reporting."""
+def _merges(method: str) -> bool:
+    """Whether it gives one model for all tasks: only then it can be the best."""
     declared = declared_methods()
-    return method in declared and declared[method].kind != "merging"
+    return method not in declared or declared[method].kind == "merging"
 
 
 def percent(fraction: float) -> str:

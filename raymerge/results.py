@@ -172,6 +172,21 @@ def unfinished_summary(output_dir: Location) -> "pandas.DataFrame":
     return schemas.summary_table(summarise(records, cells, objective), None).to_pandas()
 
 
+def current_summary(output_dir: Location) -> "pandas.DataFrame":
+    """The summary; where a sweep has not written its own, as after a kill, that of the trials that are there.
+
+    Raises:
+        UsageError: there are no results.
+    """
+    try:
+        return load(output_dir, "summary")
+    except UsageError:
+        frame = unfinished_summary(output_dir)
+        if frame.empty:
+            raise
+        return frame
+
+
 class _Snapshot:
     """Both tables as they are now, and which of their parts count."""
 

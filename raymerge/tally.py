@@ -59,7 +59,7 @@ class Tally:
         if cell in self._left and record.status != "failed" and record.split == "val":
             left = self._left[cell] - sum(self._val_images[task] for task in cell.tasks)
             self._left[cell] = max(0, left)
-        if self._declared[cell.method].kind != "merging":
+        if self._declared[cell.method].is_reference:
             self._references_left = max(0, self._references_left - record.images)
         ended = self._sweep.finished_cells()
         new = ended[self._num_ended :]

@@ -16,6 +16,18 @@ def iso_c(deltas: Tensor) -> Tensor:
     return torch.from_numpy(u @ np.diag(np.full(len(s), s.mean())) @ v)
 
 
+def spectrum_interpolation(deltas: Tensor, beta: float) -> Tensor:
+    u, s, v = _svd(_numpy(deltas).sum(axis=0))
+    return torch.from_numpy(u @ np.diag((1 - beta) * s + beta * s.mean()) @ v)
+
+
+def truncated_iso_c(deltas: Tensor, fraction: float) -> Tensor:
+    u, s, v = _svd(_numpy(deltas).sum(axis=0))
+    kept = math.floor(len(s) * fraction + 1e-9)
+    flat = np.where(np.arange(len(s)) < kept, s.mean(), 0.0)
+    return torch.from_numpy(u @ np.diag(flat) @ v)
+
+
 def iso_cts_sizes(r: int, num_tasks: int, fraction: float) -> tuple[int, int]:
     """Size of the common and of one task-specific subspace."""
     specific = round((r - int(r * fraction)) / num_tasks) * num_tasks

@@ -7,7 +7,13 @@ import reference
 import torch
 from torch import Tensor
 
-SVD_METHODS = {"tsv-m": reference.tsv_m, "iso-c": reference.iso_c, "iso-cts": reference.iso_cts}
+SVD_METHODS = {
+    "tsv-m": reference.tsv_m,
+    "iso-c": reference.iso_c,
+    "iso-cts": reference.iso_cts,
+    "spectrum-interpolation": reference.spectrum_interpolation,
+    "truncated-iso-c": reference.truncated_iso_c,
+}
 
 
 def task_vectors(zero_shot: Mapping[str, Tensor], experts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -39,9 +45,8 @@ def merged_update(
         zero = torch.zeros_like(flat[0])
         return _unflattened(reference.consensus_ta(zero, flat, lambdas, params["min_tasks"]), deltas)
     merge = SVD_METHODS[method]
-    extra = [params["common_space_fraction"]] if method == "iso-cts" else []
     return {
-        name: merge(value, *extra) if value.ndim == 3 and "text_projection" not in name else value.mean(dim=0)
+        name: merge(value, *params.values()) if value.ndim == 3 and "text_projection" not in name else value.mean(dim=0)
         for name, value in deltas.items()
     }
 

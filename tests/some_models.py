@@ -33,6 +33,8 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "tsv-m": {},
     "iso-c": {},
     "iso-cts": {"common_space_fraction": 0.5},
+    "spectrum-interpolation": {"beta": 0.25},
+    "truncated-iso-c": {"rank_fraction": 0.75},
     "scale-svd": {"sparsity": 0.1, "rank_ratio": 0.5, "num_iters": 3.0, "prune_level": "row", "apply": "per_task"},
     "iso-iasad": {
         "sparsity": 0.1,

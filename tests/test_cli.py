@@ -429,6 +429,7 @@ def test_version_and_help():
         "merge",
         "stats",
         "evaluate",
+        "analyze",
         "finetune",
         "doctor",
         "rehearse",

@@ -575,6 +575,26 @@ def test_merges_are_wanted_ahead_of_time():
     assert len({m.merge_id for m in merges}) == len(merges)
 
 
+def test_single_task_methods_merge_every_expert_alone_and_share_it_over_task_sets():
+    spec = spec_of({"single-task-iso-c": {"alpha": [0.5, 1.5]}}, policy="grid")
+    sweep, records = start(spec)
+    executor = FakeExecutor(sweep, limit=2)
+    executor.run()
+    merges = {merge.merge_id: merge for trial in executor.asked for merge in trial.merges}
+    own = sorted((m.tasks, m.task) for m in merges.values() if m.method == "single-task-iso-c")
+    assert own == [((f"T{i}",), None) for i in range(4)], "for both task sets"
+    for trial in executor.asked:
+        if trial.cell.method == "single-task-iso-c":
+            assert {task: w.merge.tasks for task, w in trial.weights.items()} == {t: (t,) for t in trial.cell.tasks}
+            assert {w.alpha for w in trial.weights.values()} == {trial.point.alpha}
+    found = of(records, "single-task-iso-c", stage="search")
+    assert {r.point.alpha for r in found} == {0.5, 1.5}, "its alpha is searched"
+    assert len(of(records, "single-task-iso-c", stage="test")) == 1
+    for record in found:
+        weights = {t: Weights("vit", Merge("vit", (t,), "single-task-iso-c"), record.point.alpha) for t in REPORTED}
+        assert list(record.scores) == [score(weights[t], t, "val") for t in REPORTED]
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 

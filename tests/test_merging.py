@@ -252,7 +252,7 @@ def test_integer_tensors_are_no_parameters(tmp_path):
 
 def test_an_unchanged_tensor_takes_no_memory(folder):
     models = merging.open_models(request_of(folder, "ties"))
-    task_tensors = merging._task_tensors(models, UNTOUCHED)
+    task_tensors = merging.task_tensors_of(models, UNTOUCHED)
     assert task_tensors.shape == (3, *SHAPES[UNTOUCHED])
     assert task_tensors.untyped_storage().nbytes() == 4
     assert not task_tensors.any()

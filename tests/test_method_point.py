@@ -107,7 +107,9 @@ def test_alpha_of_an_update():
 
 
 def test_methods():
-    assert [name for name in METHODS if name not in MERGING] == ["zero-shot", "fine-tuned"]
+    assert [name for name in METHODS if name not in MERGING] == ["zero-shot", "fine-tuned", "single-task-iso-c"]
+    with pytest.raises(UsageError, match="method 'single-task-iso-c' is a model per task, and merges nothing"):
+        merging_method("single-task-iso-c")
     for name in ("zero-shot", "fine-tuned"):
         with pytest.raises(UsageError, match=f"method '{name}' is a reference that merged models are compared with"):
             merging_method(name)

@@ -187,8 +187,8 @@ def test_one_task_keeps_scalar_and_list_apart(tmp_path, value):  # their merges 
 
 
 def test_an_undeclared_parameter_is_never_lost_silently(tmp_path):
-    with pytest.raises(KeyError, match="rank_fraction"):
-        ResultsWriter(tmp_path, CONTEXT).append(replace(RECORD, point=Point(1.0, {"rank_fraction": 0.5})))
+    with pytest.raises(KeyError, match="undeclared"):
+        ResultsWriter(tmp_path, CONTEXT).append(replace(RECORD, point=Point(1.0, {"undeclared": 0.5})))
     assert files(tmp_path) == []
 
 

@@ -39,6 +39,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "iso-c": ALPHAS,
     "iso-cts": {**ALPHAS, "common_space_fraction": [0.4, 0.8]},
     "iso-iasad": {**ALPHAS, "rank_ratio": [0.4, 0.8]},
+    "single-task-iso-c": ALPHAS,
+    "spectrum-interpolation": {**ALPHAS, "beta": [0.0, 0.5]},
+    "truncated-iso-c": {**ALPHAS, "rank_fraction": [0.3, 0.6]},
 }
 
 
@@ -91,6 +94,8 @@ class Recomputed:
         if method == "fine-tuned":
             return {name: value.double() for name, value in self.experts[task].items()}
         own = tasks.index(task) if record.stage == "calibration" else None
+        if method == "single-task-iso-c":
+            method, tasks = "iso-c", (task,)
         key = (method, tasks, str(params), own)
         if key not in self.updates:
             deltas = reference_models.task_vectors(self.zero_shot, [self.experts[name] for name in tasks])
@@ -126,7 +131,8 @@ def test_every_trial_is_what_a_second_implementation_finds(suite, swept, method)
     recomputed = Recomputed(suite)
     own = [r for r in records if r.cell.method == method and r.cell.num_tasks == 3]
     expected = {"zero-shot": 2, "fine-tuned": 2, "weight-averaging": 2, "consensus-ta": 3 + 5 + 1}
-    expected |= dict.fromkeys(("iso-cts", "iso-iasad"), 10 + 1)
+    with_parameter = ("iso-cts", "iso-iasad", "spectrum-interpolation", "truncated-iso-c")
+    expected |= dict.fromkeys(with_parameter, 10 + 1)
     assert len(own) == expected.get(method, 5 + 1)
     for record in own:
         assert [found.task for found in record.scores] == ["Task2", "Task1", "Task0"]

@@ -78,6 +78,17 @@ def iso_iasad(task_matrices: TaskMatrices, moments: Sequence[Tensor], *, center:
     return iso_c(torch.stack(parts) + mean * (center == "restore_mean"))
 
 
+def spectrum_interpolation(task_matrices: TaskMatrices, moments: Sequence[Tensor] = (), *, beta: float) -> Tensor:
+    u, s, vh = _svd(task_matrices.sum(dim=0))
+    return (u * ((1 - beta) * s + beta * s.mean())) @ vh
+
+
+def truncated_iso_c(task_matrices: TaskMatrices, moments: Sequence[Tensor] = (), *, rank_fraction: float) -> Tensor:
+    u, s, vh = _svd(task_matrices.sum(dim=0))
+    kept = int(len(s) * rank_fraction)
+    return s.mean() * (u[:, :kept] @ vh[:kept])
+
+
 PLAIN: Mapping[str, Callable[..., Tensor]] = {
     "weight-averaging": weight_averaging,
     "task-arithmetic": weight_averaging,
@@ -88,6 +99,8 @@ PLAIN: Mapping[str, Callable[..., Tensor]] = {
     "iso-c": iso_c,
     "iso-cts": iso_cts,
     "iso-iasad": iso_iasad,
+    "spectrum-interpolation": spectrum_interpolation,
+    "truncated-iso-c": truncated_iso_c,
 }
 
 

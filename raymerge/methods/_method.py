@@ -94,8 +94,9 @@ class Method:
     title: str
     source: str
     alpha: Alpha | FixedAlpha
-    kind: Literal["merging", "zero-shot", "experts"] = "merging"
-    """One update for all tasks, no update at all, or one per task."""
+    kind: Literal["merging", "single-task", "zero-shot", "experts"] = "merging"
+    """One update for all tasks; for each task what `merge` makes of its own expert alone; no update at all; or for each
+    task its own expert. The last two are what accuracies are compared with."""
     parameters: tuple[Parameter, ...] = ()
     matrices: Literal["svd", "all"] = "all"
     others: Literal["mean", "sum"] = "mean"
@@ -123,6 +124,15 @@ class Method:
             **({"moments": moments} if self.moments else {}),
         }
         return self.factorise(task_tensors, **extra)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether accuracies are compared with it: then nothing about it is searched."""
+        return self.kind in ("zero-shot", "experts")
+
+    @property
+    def has_update_per_task(self) -> bool:
+        return self.kind in ("single-task", "experts")
 
     @property
     def per_task_parameter(self) -> Parameter | None:

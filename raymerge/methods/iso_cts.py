@@ -105,27 +105,39 @@ def iso_cts(factors: IsoCtsFactors, *, common_space_fraction: int | float) -> Fl
     """
     task_matrices = factors.task_matrices
     num_tasks, rows, cols = task_matrices.shape
+    if subspace_sizes(min(rows, cols), num_tasks, common_space_fraction)[1] == 0:
+        return iso_c(iso_c_factorise(task_matrices))
+    left, isotropic_factor, right = iso_cts_directions(factors, common_space_fraction)
+    return (isotropic_factor * (left @ right)).to(task_matrices.dtype)
+
+
+def iso_cts_directions(
+    factors: IsoCtsFactors, common_space_fraction: int | float
+) -> tuple[Float[Tensor, "rows directions"], float, Float[Tensor, "directions cols"]]:
+    """U, s_bar and Vh of the merged matrix s_bar U Vh, with orthonormal columns of U and rows of Vh.
+
+    Columns of U: the common directions, strongest first, then the task-specific ones, orthogonalised together, those
+    of task 1 first. Null directions are left out.
+    """
+    task_matrices = factors.task_matrices
+    num_tasks, rows, cols = task_matrices.shape
     num_values = min(rows, cols)
     num_common, num_per_task = subspace_sizes(num_values, num_tasks, common_space_fraction)
-    if num_per_task == 0:
-        return iso_c(iso_c_factorise(task_matrices))
-    if _is_large(task_matrices) and len(factors.s) == num_values:
+    if num_per_task and _is_large(task_matrices) and len(factors.s) == num_values:
         try:
-            return _merge_large(factors, num_common, num_per_task).to(task_matrices.dtype)
+            return _directions_of_large(factors, num_common, num_per_task)
         except Uncertified as reason:
             note_fallback(f"common_space_fraction {common_space_fraction:g}", reason)
-    return _merge_exactly(factors, num_common, num_per_task).to(task_matrices.dtype)
+    return _exact_directions(factors, num_common, num_per_task)
 
 
 def _is_large(task_matrices: Tensor) -> bool:
     return task_matrices.dtype != torch.float64 and min(task_matrices.shape[1:]) >= SMALL
 
 
-def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
+def _exact_directions(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> tuple[Tensor, float, Tensor]:
     """By full decompositions in float64, leaving null directions out."""
     task_matrices = factors.task_matrices
-    if not task_matrices.any():
-        return torch.zeros_like(task_matrices[0])
     u, s, vh = factors.u, factors.s, factors.vh
     if _is_large(task_matrices):  # they may be orthonormal to float32 alone, and what they leave would count as more
         u, s, vh = compact_svd(sum_of_tasks(task_matrices))
@@ -141,11 +153,10 @@ def _merge_exactly(factors: IsoCtsFactors, num_common: int, num_per_task: int) -
     left, left_values = polar_factor(torch.cat(lefts, dim=1))
     right, right_values = polar_factor(torch.cat(rights))
     _note_directions(left_values, right_values, min(task_matrices.shape[1:]))
-    isotropic_factor = torch.cat(spectra).sum() / min(task_matrices.shape[1:])
-    return isotropic_factor * (left @ right)
+    return left, float(torch.cat(spectra).sum()) / min(task_matrices.shape[1:]), right
 
 
-def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> Tensor:
+def _directions_of_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> tuple[Tensor, float, Tensor]:
     """By leading triplets and Gram matrices.
 
     Task-specific left vectors are orthogonal to U_k, so polar([U_k L]) = [U_k polar(L)]; on the right side there is
@@ -172,8 +183,8 @@ def _merge_large(factors: IsoCtsFactors, num_common: int, num_per_task: int) -> 
     _note_directions(left_values, right_values, num_specific + num_common)
     if rows <= cols:  # the left vectors are coordinates
         left = factors.u[:, num_common:] @ left
-    isotropic_factor = (common.sum() + specific.s.sum()) / (num_common + num_specific)
-    return isotropic_factor * (torch.cat([factors.u[:, :num_common].float(), left.float()], dim=1) @ right.float())
+    isotropic_factor = float(common.sum() + specific.s.sum()) / (num_common + num_specific)
+    return torch.cat([factors.u[:, :num_common].float(), left.float()], dim=1), isotropic_factor, right.float()
 
 
 def _note_directions(left: Tensor, right: Tensor, size: int) -> None:

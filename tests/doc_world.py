@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from doc_pages import ROOT, Block, blocks_of, console_commands, find_command, shell_lines
-from left_results import leave_results
+from left_results import leave_results, leave_results_of
 from tiny_suite import tiny_suite
 from typer.testing import CliRunner
 
@@ -29,11 +29,12 @@ from raymerge import cli, model_config
 from raymerge.backbones import build_clip
 from raymerge.checkpoints import save_head, save_state_dict
 from raymerge.command_page import program
+from raymerge.images import write_images
 from raymerge.rehearsal.pictures import pictures
 from raymerge.rehearsal.world import TINY
 from raymerge.suite_file import find_suite
-from raymerge.suites import Backbone, demo_suite
-from raymerge.suites.demo.recipe import describe, make_recipe
+from raymerge.suites import Backbone, demo_suite, write_suite_json
+from raymerge.suites.demo.recipe import IMAGE_SIZE, describe, make_recipe
 from raymerge.sweep_file import load_sweep
 
 REAL = Backbone("ViT-B-32", "", model="ViT-B-32", quick_gelu=True)
@@ -56,15 +57,27 @@ def patch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_world(folder: Path) -> None:
-    """Everything that pages take for granted, with the cache in `folder`/home."""
+    """Everything that pages take for granted. The cache is filled, too."""
     for name in ("sweeps", "examples"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "cluster.yaml", folder)
     _write_checkpoints(folder)
     _write_own_models(folder)
-    described = describe(make_recipe("reduced", 0))
-    tiny_suite(demo_suite("reduced").root, described=described)
-    leave_results(load_sweep(folder / "sweeps/demo.yaml"), demo_suite(), folder / "results/demo")
+    tiny_suite(demo_suite("reduced").root, described=describe(make_recipe("reduced", 0)))
+    _write_full_demo()
+    leave_results_of(["demo", "demo_ablations"], folder)
+
+
+def _write_full_demo() -> None:
+    """Models without merit, and black images: nothing is scored on them."""
+    suite, described = demo_suite(), describe(make_recipe("full", 0))
+    few = [{**task, "images": {"val": 8, "test": 8}} for task in described["tasks"]]
+    tiny_suite(suite.root, described={**described, "tasks": few})
+    for task in suite.tasks:
+        for split, count in task.images.items():
+            pixels = torch.zeros(count, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+            write_images(suite.images_path(task.name, split), pixels, torch.zeros(count, dtype=torch.int64))
+    write_suite_json(suite.root, described)
 
 
 def _expert(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -184,13 +197,14 @@ class Runner:
         assert given["address"] is None
         spec = load_sweep(given["spec"], given["overrides"] or ())
         suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
-        leave_results(spec, suite, Path(given["output"] or f"results/{spec.name}"))
+        output = Path(given["output"] or f"results/{spec.name}")
+        if not output.exists():  # a sweep that is done stays as it is
+            leave_results(spec, suite, output)
 
 
 @contextlib.contextmanager
 def copied(world: Path, folder: Path) -> Iterator[None]:
-    """A copy of the world to work in; the cache is copied with it."""
+    """A copy of the world to work in."""
     shutil.copytree(world, folder, dirs_exist_ok=True)
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("RAYMERGE_HOME", str(folder / "home"))
+    with contextlib.chdir(folder):
         yield

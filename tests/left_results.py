@@ -1,5 +1,9 @@
 """The folder that a sweep leaves, without running it: `fake_sweep`, stored as `raymerge sweep` does."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +16,9 @@ from raymerge.output import open_output
 from raymerge.records import ServiceStats, TrialRecord
 from raymerge.run import OutputStore
 from raymerge.search_space import sweep_cells
+from raymerge.suite_file import find_suite
 from raymerge.suites import Suite
+from raymerge.sweep_file import load_sweep
 from raymerge.sweep_spec import SweepSpec, resolve, spec_hash
 
 
@@ -36,3 +42,15 @@ def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
             store.run_ends("finished", ServiceStats(num_evaluators=1, images=1, busy_s=3.0, present_s=4.0))
             store.summarise(cells)
             observers.state = "finished"
+
+
+def leave_results_of(names: Sequence[str], folder: Path) -> None:
+    """Of sweeps of the demo, as `folder`/results/<name>; in a process without the tests' type checks, which take longer."""
+    subprocess.run([sys.executable, __file__, *names], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    os.fsync = lambda fd: None  # nobody waits for a disk here
+    for name in sys.argv[1:]:
+        spec = load_sweep(f"sweeps/{name}.yaml")
+        leave_results(spec, find_suite(spec.suite, spec.profile, spec.suite_seed), Path("results", name))

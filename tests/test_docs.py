@@ -1,6 +1,7 @@
 """The documentation is true: links lead somewhere, commands parse, and what is in blocks runs. See CONTRIBUTING.md."""
 
 import re
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,12 +189,13 @@ def test_what_is_not_run_has_a_reason_and_a_test():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("world")
+    folder, home = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as monkeypatch:
         doc_world.patch(monkeypatch)
-        monkeypatch.setenv("RAYMERGE_HOME", str(folder / "home"))
+        monkeypatch.setenv("RAYMERGE_HOME", str(home))
         doc_world.write_world(folder)
         yield folder
+    shutil.rmtree(home)  # large, and pytest would keep it
 
 
 def check_merges(runner: doc_world.Runner) -> None:

@@ -45,7 +45,7 @@ def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
 
 
 def leave_results_of(names: Sequence[str], folder: Path) -> None:
-    """Of sweeps of the demo, as `folder`/results/<name>; in a process without the tests' type checks, which take longer."""
+    """Of sweeps of the demo, as `folder`/results/<name>; in a process without the slow type checks of tests."""
     subprocess.run([sys.executable, __file__, *names], cwd=folder, check=True)
 
 

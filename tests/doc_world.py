@@ -66,6 +66,7 @@ def write_world(folder: Path) -> None:
     tiny_suite(demo_suite("reduced").root, described=describe(make_recipe("reduced", 0)))
     _write_full_demo()
     leave_results_of(["demo", "demo_ablations"], folder)
+    (folder / "results/other").symlink_to("demo")
 
 
 def _write_full_demo() -> None:
@@ -146,6 +147,9 @@ class Runner:
         elif block.language == "bash":
             for line in shell_lines(block.text):
                 self._line(block, line)
+        elif block.language == "sql":
+            code, output = self._call(["raymerge", "query", "results/demo", block.text])
+            assert code == 0, f"{block.place}\n{output}"
         elif block.language == "console":
             for command, expected in console_commands(block.text):
                 _, output = self._call(shlex.split(command))
@@ -198,13 +202,13 @@ class Runner:
         spec = load_sweep(given["spec"], given["overrides"] or ())
         suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
         output = Path(given["output"] or f"results/{spec.name}")
-        if not output.exists():  # a sweep that is done stays as it is
+        if given["overrides"] or not output.exists():  # else it is done, and stays as it is
             leave_results(spec, suite, output)
 
 
 @contextlib.contextmanager
 def copied(world: Path, folder: Path) -> Iterator[None]:
     """A copy of the world to work in."""
-    shutil.copytree(world, folder, dirs_exist_ok=True)
+    shutil.copytree(world, folder, symlinks=True, dirs_exist_ok=True)
     with contextlib.chdir(folder):
         yield

@@ -44,13 +44,14 @@ def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
             observers.state = "finished"
 
 
-def leave_results_of(names: Sequence[str], folder: Path) -> None:
+def leave_results_of(names: Sequence[str], folder: Path, *overrides: str) -> None:
     """Of sweeps of the demo, as `folder`/results/<name>; in a process without the slow type checks of tests."""
-    subprocess.run([sys.executable, __file__, *names], cwd=folder, check=True)
+    subprocess.run([sys.executable, __file__, *names, *overrides], cwd=folder, check=True)
 
 
 if __name__ == "__main__":
     os.fsync = lambda fd: None  # nobody waits for a disk here
-    for name in sys.argv[1:]:
-        spec = load_sweep(f"sweeps/{name}.yaml")
+    overrides = [word for word in sys.argv[1:] if "=" in word]
+    for name in (word for word in sys.argv[1:] if "=" not in word):
+        spec = load_sweep(f"sweeps/{name}.yaml", overrides)
         leave_results(spec, find_suite(spec.suite, spec.profile, spec.suite_seed), Path("results", name))

@@ -88,7 +88,7 @@ NOT_RUN: dict[str, tuple[str, str | None]] = {
 EXIT_CODES = {r"^raymerge doctor sweeps/full_grid\.yaml": 4}
 """Commands that are meant to fail here."""
 
-LANGUAGES = {"bash", "console", "python", "yaml", ""}
+LANGUAGES = {"bash", "console", "python", "sql", "yaml", ""}
 
 
 def reason_not_to_run(line: str) -> str | None:

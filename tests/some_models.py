@@ -25,7 +25,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "model.token_embedding.weight": (5, 4),
 }
 UNTOUCHED = "model.token_embedding.weight"
-SETTINGS: dict[str, dict[str, Any]] = {
+CHOSEN: dict[str, dict[str, Any]] = {
     "weight-averaging": {},
     "task-arithmetic": {},
     "ties": {"keep": 0.3},
@@ -44,7 +44,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "center": "restore_mean",
     },
 }
+WITH_REFERENCE = sorted(CHOSEN)
+"""Methods that `reference_models` merges with as well."""
 MERGING = sorted(name for name in METHODS if METHODS.declaration(name).kind == "merging")
+SETTINGS = {name: {p.name: p.default for p in METHODS.declaration(name).parameters} for name in MERGING} | CHOSEN
 OUTPUTS = {
     "iso-cts": [Output({"common_space_fraction": f}) for f in (0.2, 0.5, 0.8)],
     "ties": [Output({"keep": keep}) for keep in (0.1, 0.4, 1.0)],

@@ -9,7 +9,16 @@ import pytest
 import reference_models
 import safetensors.torch
 import torch
-from some_models import MERGING, SETTINGS, UNTOUCHED, assert_identical, some_moments, some_states, write_states
+from some_models import (
+    MERGING,
+    SETTINGS,
+    UNTOUCHED,
+    WITH_REFERENCE,
+    assert_identical,
+    some_moments,
+    some_states,
+    write_states,
+)
 from tiny_suite import BACKBONE, tiny_moments, tiny_suite
 from torch import Tensor
 
@@ -32,7 +41,7 @@ def arguments_of(method: str) -> dict[str, Any]:
     return {**arguments, **SETTINGS[method]}
 
 
-@pytest.mark.parametrize("method", MERGING)
+@pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_every_method(method):
     zero_shot, experts = some_states()
     arguments = arguments_of(method)

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import pickle
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +18,6 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-import typer
 from some_models import SETTINGS, assert_identical, names_in, some_states, write_states
 from tiny_suite import BACKBONE, RECIPE, stop_preparation, tiny_moments, tiny_suite
 from torch import Tensor
@@ -547,37 +544,3 @@ def test_signals_in_the_middle(number):
     assert "Traceback" not in stderr
     assert Path("m.safetensors").read_text() == "old"
     assert names_in(Path()) == before
-
-
-# --- the documentation ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/merge.md"])
-def test_the_examples_run(page):
-    """Those on plain files, and from Python; the names of the files are the examples' own."""
-    zero_shot, experts = some_states(2)
-    save_state_dict(Path("zeroshot.pt"), zero_shot)
-    save_state_dict(Path("cars.pt"), experts[0])
-    save_state_dict(Path("dtd.pt"), experts[1])
-    safetensors.torch.save_file(experts[1], "dtd.safetensors")
-    text = (ROOT / page).read_text().replace("\\\n", " ")
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("raymerge merge ")]
-    demo, plain = (next(c for c in commands if option in c) for option in ("--suite", "--base"))
-    assert done(*plain[2:])["experts"] == ["cars", "dtd"]
-    output = plain[plain.index("--output") + 1]
-    assert_identical(load(output), raymerge.merge(zero_shot, experts, method="ties", alpha=0.6, keep=0.3))
-    assert demo[demo.index("--suite") + 1] == "demo"
-    (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "raymerge.merge(" in s)
-    space: dict[str, Any] = {}
-    exec(snippet, space)
-    method = "iso-cts" if "iso-cts" in snippet else "iso-c"
-    assert_identical(space["state"], raymerge.merge(zero_shot, experts, method=method, alpha=1.5))
-
-
-def test_every_option_is_documented():
-    text = (ROOT / "docs" / "merge.md").read_text()
-    commands: Any = typer.main.get_command(cli.app)
-    options = [option for parameter in commands.commands["merge"].params for option in parameter.opts]
-    assert len(options) > 15
-    for option in options:
-        assert f"`{option}" in text, option

@@ -1,4 +1,4 @@
-"""The files that start clusters, and the commands of docs/cluster.md: they fit the Ray that is installed."""
+"""The files that start clusters: they fit the Ray that is installed. Their commands: test_docs."""
 
 import copy
 import json
@@ -16,30 +16,29 @@ from typing import Any
 
 import pytest
 import ray.scripts.scripts
-import typer.main
+from doc_pages import blocks_of, commands_of, unknown_options
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 from tiny_suite import tiny_suite
 
 from raymerge import results
-from raymerge.cli import app
+from raymerge.command_page import program
 
 ROOT = Path(__file__).parent.parent
 RAY_UP = ["cluster.yaml", "examples/ray-up-aws.yaml", "examples/ray-up-gcp.yaml"]
 CLOUDS = RAY_UP[1:]
 KUBERAY = ROOT / "examples" / "kuberay-rayjob.yaml"
 SLURM = ROOT / "examples" / "slurm.sh"
-GUIDE = ROOT / "docs" / "cluster.md"
+GUIDE = "docs/cluster.md"
 
 
 def load_yaml(path: Path):
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
-# typer's commands look like those of click, and are of classes of their own
 RAY: Any = ray.scripts.scripts.cli
-RAYMERGE: Any = typer.main.get_command(app)
+RAYMERGE = program()
 
 
 # --- ray up ---
@@ -62,7 +61,7 @@ def test_ray_up_starts_ray_with_a_token(name):
     assert len(starts) == 2
     for command in starts:
         assert "RAY_AUTH_MODE=token ~/raymerge-venv/bin/ray start" in command
-        assert unknown_options(RAY, command.partition("/bin/")[2]) == []
+        assert unknown_options(RAY, shlex.split(command.partition("/bin/ray")[2])) == []
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert "0.0.0.0" not in " ".join(starts)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
@@ -103,7 +102,7 @@ def test_kuberay_job_runs_the_sweep_and_ends():
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "raymerge-token"}
     assert spec["rayClusterSpec"]["rayVersion"] == "2.60.0"
     assert f"ray:{spec['rayClusterSpec']['rayVersion']}-" in (ROOT / "examples" / "Dockerfile").read_text()
-    assert unknown_options(RAYMERGE, spec["entrypoint"]) == []
+    assert unknown_options(RAYMERGE, shlex.split(spec["entrypoint"])[1:]) == []
     command = shlex.split(spec["entrypoint"])
     assert command[command.index("--output") + 1].startswith("/data/"), "results outlive the pods"
 
@@ -346,80 +345,7 @@ def test_ray_leaves_results_and_weights_out_of_a_job():
 # --- docs/cluster.md ---
 
 
-def shell_lines(text: str) -> list[str]:
-    """Commands of the bash blocks of a page, continued lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def split_commands(line: str) -> list[list[str]]:
-    """Words of every command of a line; a command in quotes, as `ray exec` takes it, is one of them too."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    commands: list[list[str]] = [[]]
-    for word in lexer:
-        if not word.strip("();<>|&"):
-            commands.append([])
-            continue
-        commands[-1].append(word)
-        if re.search(r"\bray(merge)? ", word):
-            commands[-1:-1] = split_commands(word)
-    return [command for command in commands if command]
-
-
-def unknown_options(group: Any, line: str) -> list[str]:
-    """Subcommands and options in a command line that the program does not have."""
-    words = shlex.split(line)[1:]
-    command = group
-    while hasattr(command, "commands"):
-        name = next((word for word in words if not word.startswith("-")), None)
-        if name is None:
-            return []
-        words.remove(name)
-        if name not in command.commands:
-            return [name]
-        command = command.commands[name]
-    if "--" in words:
-        words = words[: words.index("--")]
-    known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
-    return [word for word in words if word.startswith("-") and word.partition("=")[0] not in {*known, "--help"}]
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("raymerge sweep x.yaml --address auto", []),
-        ("raymerge sweep x.yaml --addres auto", ["--addres"]),
-        ("raymerge swep x.yaml", ["swep"]),
-    ],
-)
-def test_unknown_options_are_found(line, expected):
-    assert unknown_options(RAYMERGE, line) == expected
-
-
-def test_commands_of_the_guide_exist():
-    checked, unknown = [], []
-    for line in shell_lines(GUIDE.read_text(encoding="utf-8")):
-        for words in split_commands(line):
-            while words and re.fullmatch(r"\w+=\S*|srun|env", words[0]):
-                words = words[1:]
-            program = words[0].rpartition("/")[2] if words else ""
-            if program in ("ray", "raymerge"):
-                group = RAY if program == "ray" else RAYMERGE
-                unknown += [(line, word) for word in unknown_options(group, shlex.join(words))]
-                checked.append((program, words[1]))
-    assert unknown == []
-    assert {("ray", "up"), ("ray", "exec"), ("ray", "job"), ("ray", "start"), ("raymerge", "sweep")} <= set(checked)
-
-
-def test_files_of_the_guide_exist():
-    named = set(re.findall(r"(?<![\w/~])((?:examples|sweeps)/[\w./-]+\w)", GUIDE.read_text(encoding="utf-8")))
-    assert {"examples/slurm.sh", "examples/kuberay-rayjob.yaml", *CLOUDS} <= named
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
-
-
 def test_every_start_of_ray_in_the_guide_has_a_token():
-    lines = [line for line in shell_lines(GUIDE.read_text(encoding="utf-8")) if "ray start" in line]
+    lines = [line for block in blocks_of(GUIDE) for line in commands_of(block) if "ray start" in line]
     assert lines
     assert [line for line in lines if "RAY_AUTH_MODE=token" not in line] == []

@@ -144,6 +144,7 @@ LAYERS = {
     "raymerge.cli_status": 6,
     "raymerge.cli_suite": 6,
     "raymerge.cli_suites": 6,
+    "raymerge.command_page": 6,
     "raymerge.progress": 6,
     "raymerge.run": 6,
     "raymerge.streams": 6,

@@ -19,6 +19,7 @@ from some_models import (
     SETTINGS,
     SHAPES,
     UNTOUCHED,
+    WITH_REFERENCE,
     assert_identical,
     merge_all,
     request_of,
@@ -166,7 +167,7 @@ def test_shards_depend_on_the_zero_shot_model_and_the_method_alone(folder, many_
 
 
 @pytest.mark.parametrize("num_shards", ["one", "many"])
-@pytest.mark.parametrize("method", MERGING)
+@pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_updates_are_those_of_a_whole_model_in_memory(folder, method, num_shards, request):
     if num_shards == "many":
         request.getfixturevalue("many_shards")

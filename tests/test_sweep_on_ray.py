@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -117,17 +116,6 @@ def test_chosen_parameters_are_the_argmax_of_the_stored_validation_rows(undistur
         assert best.trial_id == row.val_trial_id
         assert records[row.test_trial_id].point == best.point
         assert sum(r.split == "test" for r in of_cell) == 1, "test is computed once"
-
-
-def test_the_analyses_in_the_readme_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    snippets = [s for s in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "results/demo" in s]
-    assert len(snippets) >= 3
-    for snippet in snippets:
-        exec(snippet.replace("results/demo", str(undisturbed)).replace("num_tasks == 20", "num_tasks == 4"), {})
-        printed = capsys.readouterr().out
-        assert len(printed.splitlines()) > 2, snippet
-        assert "Empty DataFrame" not in printed, snippet
 
 
 def test_one_evaluator_gives_the_same_summary_as_two(

@@ -1,7 +1,7 @@
 """A suite with the published layout, prepared in a second: tiny random networks instead of trained ones."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,16 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NOISY_LABELS = 0.1
 
 
-def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 0, width: int = RECIPE.width) -> Suite:
-    """Write a suite called "tiny" to `root` and return it.
+def tiny_suite(
+    root: Path,
+    *,
+    num_tasks: int = 4,
+    images: int = 24,
+    seed: int = 0,
+    width: int = RECIPE.width,
+    described: Mapping[str, Any] | None = None,
+) -> Suite:
+    """Write a suite called "tiny" to `root` and return it, or the one whose `suite.json` is given.
 
     Task number i, counted from 0, has 3 + i % 2 classes, `images` + i validation images and `images` test images, so
     tasks are not reported in the order of the suite. The experts are random steps away from the zero-shot model, and
@@ -34,7 +42,8 @@ def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 
     is bad, and models merged with a small alpha are in between. Equal arguments give equal files.
     """
     generator = torch.Generator().manual_seed(seed)
-    suite = suite_from_json(description(num_tasks, images, seed), root)
+    described = described or description(num_tasks, images, seed)
+    suite = suite_from_json(described, root)
     state = published_state(build_clip(replace(RECIPE, width=width)))
     save_state_dict(suite.zero_shot_path(BACKBONE), state)
     for task in suite.tasks:
@@ -51,7 +60,7 @@ def tiny_suite(root: Path, *, num_tasks: int = 4, images: int = 24, seed: int = 
             noisy = torch.rand(count, generator=generator) < NOISY_LABELS
             labels[noisy] = (labels[noisy] + 1) % len(task.classes)
             write_images(suite.images_path(task.name, split), pixels, labels)
-    write_suite_json(root, description(num_tasks, images, seed))
+    write_suite_json(root, described)
     return suite
 
 

@@ -44,11 +44,11 @@ class Case:
 
 
 def bench_cases() -> dict[str, Case]:
-    """Every merging method at its defaults, Iso-CTS over fractions and TSV-M over numbers of tasks, by name."""
+    """The methods of PLAIN at their defaults, Iso-CTS over fractions and TSV-M over numbers of tasks, by name."""
     cases = [
         Case(method.name, method.name, ({p.name: p.default for p in method.parameters},))
         for method in declared_methods().values()
-        if method.kind == "merging"
+        if method.name in PLAIN
     ]
     cases += [
         Case("iso-cts-fractions", "iso-cts", tuple({"common_space_fraction": k} for k in FRACTIONS)),

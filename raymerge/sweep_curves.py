@@ -102,9 +102,10 @@ def _curves_of(suite: Suite, location: str) -> Frame:
     import pandas
 
     folder = Folder.at(location)
-    rows: Frame = results.load(folder, "evaluations")
+    tables = results.read_tables(folder, predictions=False)
+    rows: Frame = tables["evaluations"].to_pandas()
     _check_suite(suite, folder, rows)
-    summary = results.current_summary(folder)
+    summary: Frame = tables["summary"].to_pandas()
     chosen = {*summary["val_trial_id"].dropna(), *summary["test_trial_id"].dropna()}
     rows = rows[(rows["status"] == "finished") & (rows["stage"] != "calibration")].copy()
     rows["stage"] = rows["split"].map({"val": "search", "test": "test"})

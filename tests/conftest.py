@@ -1,5 +1,7 @@
 """Fixtures of every test."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -18,6 +20,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
 
 
+os.environ.pop("COLUMNS", None)  # xdist tells its workers the width of the terminal, and tables would be cut to it
 torch.set_num_threads(1)  # as in a sweep; several threads wait for each other where cores are shared
 
 hypothesis.settings.register_profile("raymerge", deadline=None, derandomize=True, database=None, max_examples=40)

@@ -106,7 +106,7 @@ def _labels(rows: Frame, across: _Axis, up: _Axis) -> list[Chart]:
             "y": alt.Y(y, type="quantitative", title=up.title, scale=up.scale),
         }
 
-    lines = alt.Chart(inline(labels[is_far])).mark_rule(color="#c4c4c4", strokeWidth=0.8)
+    lines = alt.Chart(inline(labels[is_far])).mark_rule(color="#a0a0a0", strokeWidth=0.7)
     texts = alt.Chart(inline(labels)).mark_text(fontSize=FONT_SIZE, color="#444444", align=alt.expr("datum.align"))
     return [
         lines.encode(**at(across.field, up.field), x2="line_x", y2="line_y"),

@@ -9,13 +9,17 @@ from torch import Tensor
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", action="store_true", help="also run the tests that take minutes each")
+    parser.addoption(
+        "--slow",
+        action="store_true",
+        help="also run what takes minutes, or does on a real cluster what faster tests do too",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--faults"):
+    if config.getoption("--slow"):
         return
-    slow = [item for item in items if item.get_closest_marker("faults")]
+    slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
 

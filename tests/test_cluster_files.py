@@ -275,7 +275,7 @@ def test_slurm_job_fails_at_once_if_ray_does_not_start(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.faults
+@pytest.mark.slow
 def test_slurm_job_ends_the_sweep_before_its_time_is_over(tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
     seen = tmp_path / "seen.json"
@@ -306,7 +306,7 @@ def test_slurm_job_ends_the_sweep_before_its_time_is_over(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.faults
+@pytest.mark.slow
 def test_slurm_job_sweeps_on_two_nodes(tmp_path):
     suite = tiny_suite(tmp_path / "suite", num_tasks=2)
     spec = tmp_path / "tiny.yaml"

@@ -160,7 +160,7 @@ def test_every_command_parses(page):
 
 def test_every_option_in_the_text_exists():
     known = {option for _, command in walk(RAYMERGE) for parameter in command.params for option in parameter.opts}
-    others = {"--help", "--faults", "--ray-client-server-port", "--dashboard-host", "--runtime-env"}
+    others = {"--help", "--slow", "--ray-client-server-port", "--dashboard-host", "--runtime-env"}
     found = {(page, code.split()[0]) for page in PAGES for _, code in inline_code(page) if code.startswith("--")}
     assert len(found) > 100
     assert sorted((page, option) for page, option in found if option.partition("=")[0] not in known | others) == []

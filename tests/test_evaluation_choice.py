@@ -158,6 +158,7 @@ def test_devices_of_several_kinds_compute_alike():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_sweep_by_auto(tmp_path, suite):
     spec = tmp_path / "auto.yaml"
     spec.write_text(

@@ -1,6 +1,6 @@
 """Sweeps that lose machines, processes, memory and disks, on real Ray nodes: the summary is that of a quiet sweep.
 
-The first one runs with all tests; the others take minutes: `pytest -n 0 --faults -m faults`.
+The first one runs with all tests; the others take minutes: `pytest -n 0 --slow -m slow`.
 """
 
 import os
@@ -90,7 +90,7 @@ def test_a_node_is_lost_and_another_one_joins(spec_file, home, quiet, tmp_path, 
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_nodes_come_and_go_until_the_first_ones_are_all_gone(spec_file, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 1)  # the driver's node, which holds no evaluator
     try:
@@ -106,7 +106,7 @@ def test_nodes_come_and_go_until_the_first_ones_are_all_gone(spec_file, home, qu
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_the_head_is_lost_and_another_cluster_goes_on(spec_file, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
     try:
@@ -129,7 +129,7 @@ def test_the_head_is_lost_and_another_cluster_goes_on(spec_file, home, quiet, tm
     assert {name: now[name] for name in saved} == saved, "what was finished was not computed again"
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="a node without files needs a mount namespace")
 def test_a_node_without_the_files_is_left_out_and_named(spec_file, suite, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
@@ -159,7 +159,7 @@ def test_a_node_without_the_files_is_left_out_and_named(spec_file, suite, home, 
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_two_sweeps_share_a_cluster(spec_file, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
     try:
@@ -176,7 +176,7 @@ def test_two_sweeps_share_a_cluster(spec_file, home, quiet, tmp_path, monkeypatc
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path):
     pytest.importorskip("grpc")
     port = 20000 + os.getpid() % 5000
@@ -210,7 +210,7 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["_EvalActor", "_first_task", "Dispatcher", "TrialCoordinator"])
 def test_a_process_is_killed(victim, spec_file, home, quiet, tmp_path):
     output = tmp_path / "out"
@@ -234,7 +234,7 @@ def test_a_process_is_killed(victim, spec_file, home, quiet, tmp_path):
     finish(runner, quiet)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_the_driver_is_killed_and_its_cluster_stays(spec_file, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
     try:
@@ -250,7 +250,7 @@ def test_the_driver_is_killed_and_its_cluster_stays(spec_file, home, quiet, tmp_
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["sigterm", "twice"])
 def test_signals_end_a_sweep_and_keep_what_is_finished(signals, spec_file, home, quiet, tmp_path):
     output = tmp_path / "out"
@@ -270,7 +270,7 @@ def test_signals_end_a_sweep_and_keep_what_is_finished(signals, spec_file, home,
     assert {name: now[name] for name in kept} == kept
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_sigterm_before_the_first_trial(spec_file, home, tmp_path):
     runner = Runner(spec_file, tmp_path / "out", home)
     wait_for(lambda: any("raylet" in name for _, name in runner.descendants()))
@@ -283,7 +283,7 @@ def test_sigterm_before_the_first_trial(spec_file, home, tmp_path):
 # --- memory and disks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_shard_that_kills_every_evaluator_fails_its_trial_and_no_other(spec_file, home, quiet, tmp_path):
     """As the kernel does it, where memory is out."""
     output = tmp_path / "out"
@@ -306,7 +306,7 @@ def test_a_shard_that_kills_every_evaluator_fails_its_trial_and_no_other(spec_fi
     finish(Runner(spec_file, output, home), quiet)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_updates_that_do_not_fit_in_memory_are_spilled(suite, home, tmp_path, monkeypatch):
     """A store of 80 MB, and updates of 170 MB: Ray writes them to disk and reads them again."""
     big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=480)
@@ -319,7 +319,7 @@ def test_updates_that_do_not_fit_in_memory_are_spilled(suite, home, tmp_path, mo
         nodes.close()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_store_that_can_neither_hold_nor_spill_fails_trials_with_a_reason(home, tmp_path, monkeypatch):
     big = tiny_suite(tmp_path / "suite", num_tasks=4, images=40, width=480)
     spec = tmp_path / "big.yaml"
@@ -337,7 +337,7 @@ def test_a_store_that_can_neither_hold_nor_spill_fails_trials_with_a_reason(home
     finish(Runner(spec, tmp_path / "out", home), serial_records(spec, big))
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_damaged_part_is_set_aside_and_computed_again(spec_file, home, quiet, tmp_path):
     output = tmp_path / "out"
     finish(Runner(spec_file, output, home), quiet)

@@ -38,7 +38,7 @@ cp -r disk/out at_last
 
 
 @pytest.mark.ray
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="mounting a small disk takes a user namespace, which is not to be had here")
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     suite = tiny_suite(tmp_path / "suite", num_tasks=2)

@@ -142,7 +142,7 @@ def test_killed_again_and_again(
 ) -> None:
     output = tmp_path / "killed"
     total = len(serial)
-    for target in (1, total // 3, 2 * total // 3):
+    for target in (1, total // 2):
         runner = Runner(spec_file, output, home)
         runner.wait_until(lambda runner=runner, target=target: runner.num_trials() >= target)
         runner.process.send_signal(signal.SIGKILL)
@@ -213,16 +213,21 @@ def test_another_spec_is_refused(spec_file: Path, home: Path, undisturbed: Path)
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda suite: _truncate(suite.expert_path("demo-vit", "Task1")), ["Task1", "truncated"]),
-        (lambda suite: _poison(suite.expert_path("demo-vit", "Task2")), ["Task2", "NaN", "visual.proj"]),
-        (lambda suite: suite.expert_path("demo-vit", "Task0").unlink(), ["Task0", "no such"]),
-        (lambda suite: _wrong_head(suite.head_path("demo-vit", "Task3")), ["head_Task3Val", "expected"]),
-        (
-            lambda suite: (suite.root / "moments/demo-vit/Task1.safetensors").unlink(),
-            ["Task1", "raymerge stats --suite"],
+        pytest.param(lambda s: _truncate(s.expert_path("demo-vit", "Task1")), ["Task1", "truncated"], id="truncated"),
+        *(
+            pytest.param(damage, words, id=name, marks=pytest.mark.slow)
+            for name, damage, words in [
+                ("nan", lambda s: _poison(s.expert_path("demo-vit", "Task2")), ["Task2", "NaN", "visual.proj"]),
+                ("missing", lambda s: s.expert_path("demo-vit", "Task0").unlink(), ["Task0", "no such"]),
+                ("head", lambda s: _wrong_head(s.head_path("demo-vit", "Task3")), ["head_Task3Val", "expected"]),
+                (
+                    "moments",
+                    lambda s: (s.root / "moments/demo-vit/Task1.safetensors").unlink(),
+                    ["Task1", "raymerge stats --suite"],
+                ),
+            ]
         ),
     ],
-    ids=["truncated", "nan", "missing", "head", "moments"],
 )
 def test_broken_files_are_named_before_any_work(
     damage: Callable[[Suite], None], words: list[str], spec_file: Path, home: Path, tmp_path: Path
@@ -238,6 +243,7 @@ def test_broken_files_are_named_before_any_work(
     assert not list((tmp_path / "out").glob("**/*.parquet"))
 
 
+@pytest.mark.slow
 def test_more_evaluators_than_the_machine_has_cores(spec_file: Path, home: Path, tmp_path: Path) -> None:
     code, _, stderr = Runner(spec_file, tmp_path / "out", home, "--set", "resources.evaluators=1000").wait()
     assert code == 4

@@ -395,6 +395,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_tune_keeps_no_trial_that_has_ended():
     done = subprocess.run([sys.executable, "-c", ALIVE], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

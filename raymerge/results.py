@@ -139,23 +139,30 @@ def load(output_dir: Location, table: str = "evaluations") -> "pandas.DataFrame"
     if table not in TABLES:
         raise UsageError(f"no table is called '{table}'. Known: {', '.join(TABLES)}.")
     folder = Folder.at(output_dir)
-    manifest = read_manifest(folder)
-    with _reading(folder):
-        exists, has_trials = folder.exists(), folder.exists("trials")
-        data = folder.read(SUMMARY) if table == "summary" else None
-    if not exists:
-        raise UsageError(f"{folder.name}: no such folder. Give the --output of a sweep.")
-    if manifest is None and not has_trials:
-        raise UsageError(f"{folder.name}: no results here. Give the --output of a sweep.")
+    _check_has_results(folder)
     if table != "summary":
         columns: dict[str, Sequence[str]] = {name: () for name in ("trials", "evaluations") if name != table}
         return _Snapshot(folder, Schemas.declared(), **columns).tables[table].to_pandas()
+    with _reading(folder):
+        data = folder.read(SUMMARY)
     if data is None:
         raise UsageError(f"{folder.name}: no summary yet, its sweep has not finished. Start the same sweep again.")
     try:
         return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pandas()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{folder.named(SUMMARY)}: is damaged ({error}). Start the same sweep again.") from None
+
+
+def load_rows(output_dir: Location) -> "tuple[pandas.DataFrame, pandas.DataFrame]":
+    """`trials` and `evaluations` as `load` returns them, both of one moment and read once.
+
+    Raises:
+        UsageError: no such folder, or a sweep has never written there.
+    """
+    folder = Folder.at(output_dir)
+    _check_has_results(folder)
+    tables = _Snapshot(folder, Schemas.declared()).tables
+    return tables["trials"].to_pandas(), tables["evaluations"].to_pandas()
 
 
 def unfinished_summary(output_dir: Location) -> "pandas.DataFrame":
@@ -170,6 +177,16 @@ def unfinished_summary(output_dir: Location) -> "pandas.DataFrame":
     by_accuracy = snapshot.tables["trials"]["objective"].to_pylist()[:1] == ["accuracy"]
     objective = "accuracy" if by_accuracy else "normalized_accuracy"
     return schemas.summary_table(summarise(records, cells, objective), None).to_pandas()
+
+
+def _check_has_results(folder: Folder) -> None:
+    manifest = read_manifest(folder)
+    with _reading(folder):
+        exists, has_trials = folder.exists(), folder.exists("trials")
+    if not exists:
+        raise UsageError(f"{folder.name}: no such folder. Give the --output of a sweep.")
+    if manifest is None and not has_trials:
+        raise UsageError(f"{folder.name}: no results here. Give the --output of a sweep.")
 
 
 class _Snapshot:

@@ -195,10 +195,9 @@ def range_end(value: float, searched: Sequence[float]) -> Literal["lower", "uppe
     """At which end of a `SearchRange` a value lies, if at any: what is best there may lie beyond."""
     low, high, step = searched
     tolerance = step / 2 or 1e-9 * (high - low)
-    for end, side in ((low, "lower"), (high, "upper")):
-        if abs(value - end) < tolerance:
-            return side
-    return None
+    if abs(value - low) < tolerance:
+        return "lower"
+    return "upper" if abs(value - high) < tolerance else None
 
 
 def _declared_methods_of(spec: Mapping[str, Any]) -> Iterator[tuple[Method, Mapping[str, Any]]]:

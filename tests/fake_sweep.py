@@ -69,8 +69,8 @@ def accuracy(weights: Weights, task: str, split: str) -> float:
     return 0.2 + 0.6 * math.exp(-((weights.alpha - best) ** 2)) + noise
 
 
-def score(weights: Weights, task: str, split: Split, accuracy: Accuracy = accuracy) -> TaskScore:
-    total = SUITE.task(task).images[split]
+def score(weights: Weights, task: str, split: Split, accuracy: Accuracy = accuracy, suite: Suite = SUITE) -> TaskScore:
+    total = suite.task(task).images[split]
     return TaskScore(task, round(accuracy(weights, task, split) * total), total)
 
 
@@ -166,7 +166,7 @@ class FakeExecutor:
             return True
         missing = self.sweep.missing_tasks(trial.trial_id)
         chosen = self.random.sample(missing, self.random.randint(min(1, len(missing)), len(missing)))
-        scores = [score(trial.weights[task], task, trial.split, self.accuracy) for task in chosen]
+        scores = [score(trial.weights[task], task, trial.split, self.accuracy, self.sweep.suite) for task in chosen]
         self.evaluated += [(trial.weights[task].weights_id, task, trial.split) for task in chosen]
         go_on = self.sweep.report(trial.trial_id, scores)
         if not go_on or len(chosen) == len(missing):

@@ -6,10 +6,10 @@ How it looks is for `renderers`. Everything here is a fraction 0..1; percent beg
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymerge.errors import UsageError
+from raymerge.folder import Location
 from raymerge.methods import declared_methods
 from raymerge.methods._method import FixedAlpha, Interval, Method
 
@@ -128,7 +128,7 @@ class Table1:
         )
 
     @classmethod
-    def from_output(cls, output_dir: str | Path) -> "Table1":
+    def from_output(cls, output_dir: Location) -> "Table1":
         """The table of an output folder. Without a summary, as after a kill, of the trials that are there.
 
         Raises:

@@ -14,7 +14,7 @@ the page's Content-Security-Policy runs the scripts it was written with and no o
 from pathlib import Path
 
 from raymerge.errors import UsageError
-from raymerge.folder import is_uri
+from raymerge.folder import Location, is_uri
 
 
 def check_page_path(path: str | Path) -> None:
@@ -34,7 +34,7 @@ def check_page_path(path: str | Path) -> None:
     check_chart_path(Path(path))
 
 
-def save_page(output_dir: str | Path, path: str | Path) -> None:
+def save_page(output_dir: Location, path: str | Path) -> None:
     """Write the page of a sweep, finished or not; the file is whole or absent.
 
     Raises:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raymerge import output, results, status
-from raymerge.folder import Folder
+from raymerge.folder import Folder, Location
 from raymerge.report import Table1
 
 Frame = Any
@@ -29,7 +28,7 @@ class Contents:
     evaluations: Frame
 
 
-def read_contents(output_dir: str | Path) -> Contents:
+def read_contents(output_dir: Location) -> Contents:
     """
     Raises:
         UsageError: there are no results, or none yet.

@@ -98,7 +98,7 @@ _MERGED = "datum.kind == 'merged' && indexof(shown, datum.method) >= 0"
 
 
 @_specification
-def bars(methods: Sequence[str], highest: float) -> Chart:
+def bars(methods: Sequence[str], highest: int) -> Chart:
     """Horizontal, so that names of tasks and any number of methods have room."""
     chart = _of_column("tasks")
     task = {"field": "task", "type": "nominal", "title": None, "sort": alt.EncodingSortField("position", op="min")}
@@ -156,7 +156,7 @@ def _placed(**others: Any) -> dict[str, Any]:
 
 
 @_specification
-def radar(methods: Sequence[str], highest: float) -> Chart:
+def radar(methods: Sequence[str], highest: int) -> Chart:
     chart = _of_column("tasks")
     lines = chart.transform_calculate(**_at(f"datum.accuracy / {highest}"))
 
@@ -186,7 +186,7 @@ def radar(methods: Sequence[str], highest: float) -> Chart:
     )
 
 
-def _radar_grid(chart: alt.Chart, highest: float) -> list[alt.Chart]:
+def _radar_grid(chart: alt.Chart, highest: int) -> list[alt.Chart]:
     """Spokes, rings at quarters of `highest`, two of them labelled, and the names of tasks."""
     light = "#dcdcdc"
     spokes = chart.transform_aggregate(position="min(position)", count="min(count)", groupby=["task"])
@@ -318,7 +318,5 @@ def costs(methods: Sequence[str]) -> Chart:
                 _number("evaluator_s", "Evaluator time (s)", ",.1f"),
             ],
         )
-        .properties(
-            width="container", height=alt.Step(24), autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
-        )
+        .properties(width="container", height=24 * len(methods))
     )

@@ -38,7 +38,7 @@
     async draw() {
       // expressions are interpreted, since the page's policy evaluates none
       const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: LOG_ERRORS };
-      const holders = [...this.element.querySelectorAll(".chart")];
+      const holders = [...this.element.querySelectorAll(".chart > div")];
       for (const [i, chart] of this.figure.charts.entries()) {
         const spec = structuredClone(chart);
         spec.datasets = { ...spec.datasets, [this.figure.rows]: rows[this.figure.rows] };

@@ -215,11 +215,11 @@ def as_yaml(spec: Mapping[str, Any]) -> str:
 # --- numbers and times -----------------------------------------------------------------------------------------------
 
 
-def _whole(count: float | None) -> tuple[float | None, str]:
+def _whole(count: float | int | None) -> tuple[float | int | None, str]:
     return (None, DASH) if count is None else (count, f"{count:,.0f}")
 
 
-def _seconds(seconds: float | None, digits: int = 1) -> tuple[float | None, str]:
+def _seconds(seconds: float | int | None, digits: int = 1) -> tuple[float | int | None, str]:
     return (None, DASH) if seconds is None else (seconds, f"{seconds:,.{digits}f}")
 
 

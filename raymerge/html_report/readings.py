@@ -72,8 +72,9 @@ def of_costs(costs: Sequence[Row]) -> str:
 
 
 def signed(points: float) -> str:
-    """With a minus that is as wide as a plus."""
-    return f"{points:+.1f}".replace("-", "−")
+    """With a minus that is as wide as a plus; nothing is neither."""
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _end(row: Row) -> str:

@@ -21,16 +21,9 @@ SCRIPTS = ("tables.js", "figures.js")
 def html_page(page: Page) -> str:
     """Whole and valid HTML that loads nothing: its policy forbids it."""
     scripts = [_vega(), *map(_file, SCRIPTS)]
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            page=page,
-            style=_file("style.css"),
-            scripts=scripts,
-            policy=_policy(scripts),
-            data=_data(page),
-        )
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        page=page, style=_file("style.css"), scripts=scripts, policy=_policy(scripts), data=_data(page)
     )
 
 

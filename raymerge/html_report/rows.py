@@ -6,7 +6,7 @@ one that was stopped early has an average over some tasks, which no other averag
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ ZERO_SHOT, EXPERTS = "Zero-shot", "Fine-tuned"
 """Titles of the models that merged ones are measured against."""
 
 Row = dict[str, Any]
+CellKey = tuple[str, str, int]
+"""Method, backbone, number of tasks."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,14 @@ class Rows:
 
     @classmethod
     def of(cls, contents: Contents) -> "Rows":
-        trials = _trial_rows(contents)
-        return cls(_task_rows(contents), trials, _parameter_rows(contents, trials), _cost_rows(contents))
+        searched, tested = _chosen_trials(contents, "search"), _chosen_trials(contents, "test")
+        chosen = {trial["trial_id"] for trial in searched.values()}
+        return cls(
+            tasks=_task_rows(contents, tested),
+            trials=_trial_rows(contents, chosen),
+            parameters=_parameter_rows(contents, chosen),
+            costs=_cost_rows(contents),
+        )
 
 
 def packed(rows: Sequence[Row]) -> dict[str, Any]:
@@ -47,10 +55,9 @@ def packed(rows: Sequence[Row]) -> dict[str, Any]:
 # --- accuracies by task ----------------------------------------------------------------------------------------------
 
 
-def _task_rows(contents: Contents) -> list[Row]:
+def _task_rows(contents: Contents, tested: Mapping[CellKey, Row]) -> list[Row]:
     scores = contents.evaluations
     scores = scores[(scores["split"] == "test") & (scores["status"] == "finished")]
-    tested = _chosen_trials(contents, "test")
     rows: list[Row] = []
     for number, column in enumerate(contents.table.columns):
         merged: list[Row] = []
@@ -94,7 +101,7 @@ def _task_row(
         "kind": kind,
         "method": title,
         "task": task,
-        "position": list(tasks).index(task),
+        "position": tasks.index(task),
         "count": len(tasks),
         "accuracy": _percent(accuracy),
         "relative": _percent(relative),
@@ -104,10 +111,12 @@ def _task_row(
 # --- searches --------------------------------------------------------------------------------------------------------
 
 
-def _trial_rows(contents: Contents) -> list[Row]:
+_OF_A_TRIAL = ["trial_id", "status", "alpha", "point", "objective_value", "average_accuracy"]
+
+
+def _trial_rows(contents: Contents, chosen: Collection[str]) -> list[Row]:
     trials = contents.trials
     search = trials[trials["stage"] == "search"].sort_values(["generation", "index"], kind="stable")
-    chosen = {trial["trial_id"] for trial in _chosen_trials(contents, "search").values()}
     ranges = alpha_ranges(contents.manifest.get("spec", {}))
     columns = {column: number for number, column in enumerate(contents.table.columns)}
     rows: list[Row] = []
@@ -116,7 +125,7 @@ def _trial_rows(contents: Contents) -> list[Row]:
         if column is None or method not in contents.table.methods or len(cell) < 2 or _kind(str(method)) != "merging":
             continue
         best, found = -math.inf, []
-        for number, trial in enumerate(cell.to_dict("records"), start=1):
+        for number, trial in enumerate(cell[_OF_A_TRIAL].to_dict("records"), start=1):
             if trial["status"] != "finished" or math.isnan(trial["objective_value"]):
                 continue
             best = max(best, trial["objective_value"])
@@ -151,11 +160,10 @@ def _mark_best_by_alpha(rows: Sequence[Row]) -> None:
         row["on_line"] = row is best[row["alpha"]]
 
 
-def _parameter_rows(contents: Contents, trials: Sequence[Row]) -> list[Row]:
+def _parameter_rows(contents: Contents, chosen: Collection[str]) -> list[Row]:
     """Of parameters with a range that was searched; those that every task chooses for itself have none."""
     search = contents.trials
     search = search[(search["stage"] == "search") & (search["status"] == "finished")]
-    chosen = {trial["trial_id"] for trial in _chosen_trials(contents, "search").values()}
     rows: list[Row] = []
     for (method, name), searched in parameter_ranges(contents.manifest.get("spec", {})).items():
         for number, (backbone, num_tasks) in enumerate(contents.table.columns):
@@ -219,16 +227,16 @@ def _cost_rows(contents: Contents) -> list[Row]:
 # --- common ----------------------------------------------------------------------------------------------------------
 
 
-def _chosen_trials(contents: Contents, stage: str) -> dict[tuple[str, str, int], Row]:
-    """The finished trial of a stage at the point that a cell has chosen, by method, backbone and number of tasks."""
+def _chosen_trials(contents: Contents, stage: str) -> dict[CellKey, Row]:
+    """The finished trial of a stage at the point that a cell has chosen."""
     trials = contents.trials
-    found: dict[tuple[str, str, int], Row] = {}
+    found: dict[CellKey, Row] = {}
     finished = trials[(trials["stage"] == stage) & (trials["status"] == "finished")].sort_values("finished_at")
-    for trial in finished.to_dict("records"):
+    for trial in finished[["method", "backbone", "num_tasks", "trial_id", "tasks", "point"]].to_dict("records"):
         key = (str(trial["method"]), str(trial["backbone"]), int(trial["num_tasks"]))
         entry = contents.table.entries.get(key)
         if entry is not None and _is_at(trial, entry):
-            found[key] = trial
+            found[key] = trial | {"tasks": list(trial["tasks"])}
     return found
 
 

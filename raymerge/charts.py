@@ -213,9 +213,19 @@ def save_chart(chart: Chart, path: Path, title: str) -> None:
         UsageError, OutputError: as `check_chart_path`; the disk is full, or not ours.
     """
     check_chart_path(path)
-    content = FORMATS[path.suffix.lower()](chart, title)
+    write_content(path, FORMATS[path.suffix.lower()](chart, title), "-o")
+
+
+def write_content(path: Path, content: bytes, option: str) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        option: of the command line that names the place.
+    Raises:
+        OutputError: the disk is full, or not ours.
+    """
     try:
         with whole_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place with -o.") from None
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place with {option}.") from None

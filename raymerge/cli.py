@@ -31,7 +31,7 @@ from raymerge.cli_rehearse import rehearse
 from raymerge.cli_stats import stats
 from raymerge.cli_status import status
 from raymerge.cli_suites import suite_app
-from raymerge.errors import RaymergeError
+from raymerge.errors import RaymergeError, UsageError
 from raymerge.streams import EXIT_CELLS_FAILED, errors_told, render, tell, write, write_json
 
 if TYPE_CHECKING:
@@ -125,18 +125,27 @@ def plan(
 @app.command()
 def report(
     output: Annotated[str, typer.Argument(metavar="DIR", help="Folder of results, or its URI.", show_default=False)],
-    format: Annotated[Format, typer.Option("--format", help="How to print the table.")] = Format.terminal,
+    format: Annotated[
+        Format | None, typer.Option("--format", help="How to print the table.  [default: terminal]")
+    ] = None,
     published: Annotated[bool, typer.Option("--published", help="Add the published accuracies.")] = False,
+    html: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write a page instead, with charts and all there is to know."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Print the table of a sweep, finished or not."""
+    """Print the table of a sweep, finished or not, or write it as a page."""
     with errors_told(debug):
+        if html is not None:
+            _write_page(output, html, format)
+            return
         from raymerge import renderers
         from raymerge.report import Table1
 
         table = Table1.from_output(output)
         match format:
-            case Format.terminal:
+            case Format.terminal | None:
                 render(renderers.terminal(table, published=published))
             case Format.svg:
                 write(renderers.svg(table, published=published))
@@ -221,6 +230,15 @@ def _sweep(
         tell(f"read them again with: raymerge report {shlex.quote(shown)}")
     if outcome.num_failed:
         raise typer.Exit(EXIT_CELLS_FAILED)
+
+
+def _write_page(output: str, path: str, format: Format | None) -> None:
+    if format is not None:
+        raise UsageError(f"--html writes a page and --format {format} prints a table; give one of them.")
+    from raymerge.html_report import save_page
+
+    save_page(output, path)
+    write(f"page: {path}\n")
 
 
 def _print_plan(path: str, overrides: Sequence[str] | None, output: str | None, as_json: bool) -> None:

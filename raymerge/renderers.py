@@ -36,14 +36,14 @@ def terminal(table: Table1, *, published: bool = False) -> RenderableType:
         names = table.chosen.get(method, ())
         row = [Text(table.title(method))]
         if names:
-            row[0].append("\n" + ", ".join(_label(name) for name in names), style="dim")
+            row[0].append("\n" + ", ".join(label(name) for name in names), style="dim")
         for column in table.columns:
             entry = table.entry(method, column)
             head, tail = _number(table, entry, published)
             text = Text(head, style=styles[table.ranks(column).get(method)])
             text = Text.assemble(text, tail)
             if names:
-                text.append("\n" + _choice(entry, names), style="dim")
+                text.append("\n" + choice_text(entry, names), style="dim")
             row.append(text)
         grid.add_row(*row)
     lines = [*_footnotes(table), *table.remarks, *(f"Warning: {warning}" for warning in table.warnings)]
@@ -98,7 +98,7 @@ def latex(table: Table1, *, published: bool = False) -> str:
     if choices := _choices(table):
         escaped = [[_escape_latex(text).replace("α", r"$\alpha$") for text in row] for row in choices]
         parts += ["", "% Chosen on validation.", *_tabular(table, escaped)]
-    parts += [f"% {_one_line(line)}" for line in (*_footnotes(table), *(f"Warning: {w}" for w in table.warnings))]
+    parts += [f"% {one_line(line)}" for line in (*_footnotes(table), *(f"Warning: {w}" for w in table.warnings))]
     return "\n".join(parts) + "\n"
 
 
@@ -162,31 +162,34 @@ def _bracket(entry: Entry, published: bool) -> str:
 
 
 def _footnotes(table: Table1) -> list[str]:
-    return [f"({number}) {_one_line(reason)}" for reason, number in table.notes.items()]
+    return [f"({number}) {one_line(reason)}" for reason, number in table.notes.items()]
 
 
 def _choices(table: Table1) -> list[list[str]]:
     return [
         [
-            f"{table.title(method)} ({', '.join(map(_label, names))})",
-            *(_choice(table.entry(method, column), names) for column in table.columns),
+            f"{table.title(method)} ({', '.join(map(label, names))})",
+            *(choice_text(table.entry(method, column), names) for column in table.columns),
         ]
         for method, names in table.chosen.items()
     ]
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
+    """Of alpha or a parameter."""
     return "α" if name == "alpha" else name
 
 
-def _choice(entry: Entry, names: Sequence[str]) -> str:
+def choice_text(entry: Entry, names: Sequence[str]) -> str:
+    """The values that were chosen, in the order of `names`, which are those of `Table1.chosen`."""
     if entry.alpha is None:
         return DASH
     values = [entry.alpha if name == "alpha" else entry.params.get(name) for name in names]
-    return ", ".join(_value(value) for value in values)
+    return ", ".join(value_text(value) for value in values)
 
 
-def _value(value: float | str | tuple[float, ...] | None) -> str:
+def value_text(value: float | str | tuple[float, ...] | None) -> str:
+    """Alpha or a parameter, in three digits."""
     if value is None:
         return DASH
     if isinstance(value, str):
@@ -224,12 +227,12 @@ def _tabular(table: Table1, rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
 def _escape_markdown(text: str) -> str:
-    return _one_line(text).replace("|", r"\|")
+    return one_line(text).replace("|", r"\|")
 
 
 _LATEX = {

@@ -4,13 +4,13 @@ How it looks is for `renderers`. Everything here is a fraction 0..1; percent beg
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymerge.folder import Location
 from raymerge.methods import declared_methods
-from raymerge.methods._method import FixedAlpha, Method
+from raymerge.methods._method import FixedAlpha, Interval, Method
 
 if TYPE_CHECKING:
     import pandas
@@ -72,8 +72,8 @@ class Table1:
         printed: dict[str, int] = {}
         for method in self.methods:
             entry = self.entry(method, column)
-            if _merges(method) and entry.accuracy is not None:
-                printed[method] = round(float(percent(entry.accuracy)) * 10)
+            if merges(method) and entry.accuracy is not None:
+                printed[method] = tenths(entry.accuracy)
         places = sorted(set(printed.values()), reverse=True)[:2]
         names: tuple[Rank, ...] = ("best", "second")
         return {method: names[places.index(value)] for method, value in printed.items() if value in places}
@@ -91,10 +91,10 @@ class Table1:
     @property
     def chosen(self) -> dict[str, tuple[str, ...]]:
         """Merging methods with something chosen or set, and the names of it: alpha first, then parameters."""
-        found, declared = {}, declared_methods()
+        found = {}
         for method in self.methods:
             entries = [e for column in self.columns if (e := self.entry(method, column)).alpha is not None]
-            if entries and not (method in declared and declared[method].is_reference):
+            if entries and not is_reference(method):
                 found[method] = ("alpha", *dict.fromkeys(name for e in entries for name in sorted(e.params)))
         return found
 
@@ -127,7 +127,7 @@ class Table1:
         )
 
     @classmethod
-    def from_output(cls, output_dir: str | Path) -> "Table1":
+    def from_output(cls, output_dir: Location) -> "Table1":
         """The table of an output folder. Without a summary, as after a kill, of the trials that are there.
 
         Raises:
@@ -144,7 +144,13 @@ class Table1:
         return replace(table, remarks=(line,)) if line else table
 
 
-def _merges(method: str) -> bool:
+def is_reference(method: str) -> bool:
+    """Whether accuracies are compared with it: then it made no choice worth reporting."""
+    declared = declared_methods()
+    return method in declared and declared[method].is_reference
+
+
+def merges(method: str) -> bool:
     """Whether it gives one model for all tasks: only then it can be the best."""
     declared = declared_methods()
     return method not in declared or declared[method].kind == "merging"
@@ -155,22 +161,58 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def alpha_ranges(spec: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Smallest and largest alpha and step (0: none) of every method of a resolved sweep whose alpha is searched."""
+def tenths(fraction: float) -> int:
+    """A fraction in tenths of a percent, as `percent` prints it."""
+    return round(float(percent(fraction)) * 10)
+
+
+SearchRange = tuple[float, float, float]
+"""Smallest and largest value, and the distance of neighbours; 0: there is no grid."""
+
+
+def alpha_ranges(spec: Mapping[str, Any]) -> dict[str, SearchRange]:
+    """Where a resolved sweep looks for alpha, by method; methods whose alpha is not searched are absent."""
     ranges = {}
-    declared = declared_methods()
-    for name, settings in _methods_of(spec).items():
-        if name in declared and (found := _alpha_range(declared[name], (settings or {}).get("alpha"))):
-            ranges[name] = found
+    for method, settings in _declared_methods_of(spec):
+        if isinstance(method.alpha, FixedAlpha):
+            continue
+        if found := _search_range(method.alpha.search, settings.get("alpha")):
+            ranges[method.name] = found
     return ranges
 
 
-def _alpha_range(method: Method, setting: Any) -> tuple[float, float, float] | None:
-    if isinstance(method.alpha, FixedAlpha) or isinstance(setting, (int, float)):
+def parameter_ranges(spec: Mapping[str, Any]) -> dict[tuple[str, str], SearchRange]:
+    """Where a resolved sweep looks for parameters, by method and parameter, as `alpha_ranges`."""
+    ranges = {}
+    for method, settings in _declared_methods_of(spec):
+        for parameter in method.searched_parameters:
+            if parameter.search and (found := _search_range(parameter.search, settings.get(parameter.name))):
+                ranges[method.name, parameter.name] = found
+    return ranges
+
+
+def range_end(value: float, searched: Sequence[float]) -> Literal["lower", "upper"] | None:
+    """At which end of a `SearchRange` a value lies, if at any: what is best there may lie beyond."""
+    low, high, step = searched
+    tolerance = step / 2 or 1e-9 * (high - low)
+    if abs(value - low) < tolerance:
+        return "lower"
+    return "upper" if abs(value - high) < tolerance else None
+
+
+def _declared_methods_of(spec: Mapping[str, Any]) -> Iterator[tuple[Method, Mapping[str, Any]]]:
+    declared = declared_methods()
+    for name, settings in _methods_of(spec).items():
+        if name in declared:
+            yield declared[name], settings or {}
+
+
+def _search_range(declared: Interval, setting: Any) -> SearchRange | None:
+    """The range that a setting of a sweep file stands for; None: one value, or two, which are all ends."""
+    if isinstance(setting, (int, float)):
         return None
     if setting is None:
-        search = method.alpha.search
-        low, high, step = search.low, search.high, search.step or 0.0
+        low, high, step = declared.low, declared.high, declared.step or 0.0
     elif isinstance(setting, Mapping) and "num" in setting:
         start, high, num = setting.get("start") or 0.0, setting["stop"], setting["num"]
         step = (high - start) / num if start == 0 else (high - start) / max(num - 1, 1)
@@ -179,7 +221,7 @@ def _alpha_range(method: Method, setting: Any) -> tuple[float, float, float] | N
         low, high, step = setting["low"], setting["high"], setting.get("step") or 0.0
     elif len(setting) > 2:
         low, high, step = min(setting), max(setting), 0.0
-    else:  # two values are all ends
+    else:
         return None
     if step:
         high = low + math.floor((high - low) / step + 1e-9) * step  # the last point of the grid
@@ -189,16 +231,15 @@ def _alpha_range(method: Method, setting: Any) -> tuple[float, float, float] | N
 def _edge_warnings(entries: Sequence[Entry], ranges: Mapping[str, Sequence[float]]) -> list[str]:
     warnings = []
     for entry in entries:
-        if entry.alpha is None or entry.method not in ranges:
+        searched = ranges.get(entry.method)
+        if entry.alpha is None or searched is None:
             continue
-        low, high, step = ranges[entry.method]
-        tolerance = step / 2 or 1e-9 * (high - low)
-        for edge, side in ((low, "lower"), (high, "upper")):
-            if abs(entry.alpha - edge) < tolerance:
-                warnings.append(
-                    f"{entry.method} on {entry.backbone}, {entry.num_tasks} tasks: alpha {entry.alpha:.4g} is the "
-                    f"{side} end of its search range ({low:.4g} to {high:.4g}); widen methods.{entry.method}.alpha."
-                )
+        if side := range_end(entry.alpha, searched):
+            warnings.append(
+                f"{entry.method} on {entry.backbone}, {entry.num_tasks} tasks: alpha {entry.alpha:.4g} is the "
+                f"{side} end of its search range ({searched[0]:.4g} to {searched[1]:.4g}); widen "
+                f"methods.{entry.method}.alpha."
+            )
     return warnings
 
 

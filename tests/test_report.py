@@ -324,7 +324,7 @@ def test_one_value_in_a_list_is_printed_as_a_number():
     assert "| Consensus TA (α, mask_lambda) | 0.5, 0.4 |" in markdown(
         table(row("consensus-ta", 0.5, alpha=0.5, mask_lambda=[0.4]))
     )
-    assert renderers._value((0.3, 0.3)) == "0.3"
+    assert renderers.value_text((0.3, 0.3)) == "0.3"
 
 
 # --- edges of the search range -----------------------------------------------------------------------------------

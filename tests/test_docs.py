@@ -1,5 +1,6 @@
 """The documentation is true: links lead somewhere, commands parse, and what is in blocks runs. See CONTRIBUTING.md."""
 
+import json
 import re
 import shutil
 import tomllib
@@ -7,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import doc_world
+import pandas as pd
 import pytest
 import ray.scripts.scripts
 import safetensors.torch
@@ -44,6 +47,7 @@ from raymerge.sweep_spec import SweepSpec
 RAYMERGE = program()
 PROGRAMS: dict[str, Any] = {"raymerge": RAYMERGE, "ray": ray.scripts.scripts.cli}
 COMMANDS_PAGE = "docs/commands.md"
+NOTEBOOK = "examples/demo_results.ipynb"
 
 NOT_RUN: dict[str, tuple[str, str | None]] = {
     r"^(~/raymerge-venv/bin/)?pip |^python3 -m venv": ("network; README's line is that of .ci/run", ".ci/run"),
@@ -241,6 +245,28 @@ def test_the_blocks_run(page, world, tmp_path):
     with doc_world.copied(world, tmp_path):
         runner.run()
         CHECKS.get(page, lambda runner: None)(runner)
+
+
+def test_the_notebook_is_executed_and_runs(world, tmp_path, monkeypatch):
+    cells = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(cell["outputs"] for cell in code[1:])
+    assert not [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
+    (commands,) = re.findall(r"```bash\n(.*?)```", "".join(cells[0]["source"]), re.DOTALL)
+    before = alt.renderers.active
+    with doc_world.copied(world, tmp_path):
+        doc_world.Runner(NOTEBOOK, reason_not_to_run, exit_code).run_block(Block(NOTEBOOK, 1, "bash", commands))
+        monkeypatch.chdir("examples")
+        space: dict[str, Any] = {}
+        try:
+            for number, cell in enumerate(code, start=1):
+                exec(compile("".join(cell["source"]), f"{NOTEBOOK}, cell {number}", "exec"), space)
+        finally:
+            alt.renderers.enable(before)
+            pd.reset_option("display.float_format")
+    assert len(space["summary"]) == 27
+    assert not space["beta"].empty
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ READS = {"SELECT", "MULTI"}
 """Kinds of statements that find rows: FROM, WITH, DESCRIBE and SHOW are of the first kind, PIVOT of the second."""
 
 _LOCKED = {
-    "python_enable_replacements": "false",  # no variable of this process is a table
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "temp_directory": "''",  # what does not fit into memory fails rather than goes to disk

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from stored_answers import CONTEXT, LABELS, model_of, write_results, wrong
 from typer.testing import CliRunner
@@ -144,7 +145,6 @@ def test_columns_are_described(folder):
         ("SELECT * FROM read_csv('https://example.com/x.csv')", "disabled by configuration"),
         ("SELECT * FROM '{there}'", "disabled by configuration"),
         ("SELECT * FROM glob('/*')", "disabled by configuration"),
-        ("SELECT * FROM LABELS", "LABELS does not exist"),
         ("SELECT 1; COPY trials TO '{new}'", "2 statements"),
         ("", "0 statements"),
         ("SELCT 1", "syntax error"),
@@ -160,6 +160,12 @@ def test_what_a_query_may_not_do(folder, tmp_path, sql, words):
         query.query(folder, sql.format(new=tmp_path / "new", there=there))
     assert words in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_variables_of_the_process_are_no_tables(folder, monkeypatch):
+    monkeypatch.setattr(query, "secret", pa.table({"x": [1]}), raising=False)
+    with pytest.raises(UsageError, match="secret does not exist"):
+        ask(folder, "FROM secret")
 
 
 def test_a_query_can_be_interrupted(folder):

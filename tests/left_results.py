@@ -1,9 +1,10 @@
 """The folder that a sweep leaves, without running it: `fake_sweep`, stored as `raymerge sweep` does."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,14 +45,17 @@ def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
             observers.state = "finished"
 
 
-def leave_results_of(names: Sequence[str], folder: Path, *overrides: str) -> None:
-    """Of sweeps of the demo, as `folder`/results/<name>; in a process without the slow type checks of tests."""
-    subprocess.run([sys.executable, __file__, *names, *overrides], cwd=folder, check=True)
+def leave_results_of(sweeps: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Of sweeps of the demo, as `folder`/results/<name>; in a process without the slow type checks of tests.
+
+    Args:
+        sweeps: their names, and what is set otherwise than in their files.
+    """
+    subprocess.run([sys.executable, __file__, json.dumps(sweeps)], cwd=folder, check=True)
 
 
 if __name__ == "__main__":
     os.fsync = lambda fd: None  # nobody waits for a disk here
-    overrides = [word for word in sys.argv[1:] if "=" in word]
-    for name in (word for word in sys.argv[1:] if "=" not in word):
+    for name, overrides in json.loads(sys.argv[1]).items():
         spec = load_sweep(f"sweeps/{name}.yaml", overrides)
         leave_results(spec, find_suite(spec.suite, spec.profile, spec.suite_seed), Path("results", name))

@@ -30,12 +30,14 @@ from raymerge.backbones import build_clip
 from raymerge.checkpoints import save_head, save_state_dict
 from raymerge.command_page import program
 from raymerge.images import write_images
+from raymerge.output import read_manifest
 from raymerge.rehearsal.pictures import pictures
 from raymerge.rehearsal.world import TINY
 from raymerge.suite_file import find_suite
 from raymerge.suites import Backbone, demo_suite, write_suite_json
 from raymerge.suites.demo.recipe import IMAGE_SIZE, describe, make_recipe
 from raymerge.sweep_file import load_sweep
+from raymerge.sweep_spec import spec_hash
 
 REAL = Backbone("ViT-B-32", "", model="ViT-B-32", quick_gelu=True)
 CONFIG = TINY.config(REAL)
@@ -203,7 +205,8 @@ class Runner:
         spec = load_sweep(given["spec"], given["overrides"] or ())
         suite = find_suite(spec.suite, spec.profile, spec.suite_seed, weights=spec.weights, data=spec.data)
         output = Path(given["output"] or f"results/{spec.name}")
-        if given["overrides"] or not output.exists():  # else it is done, and stays as it is
+        manifest = read_manifest(output)
+        if manifest is None or manifest["spec_hash"] != spec_hash(spec):  # else it is done
             leave_results(spec, suite, output)
 
 

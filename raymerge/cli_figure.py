@@ -52,7 +52,7 @@ def figure(
     debug: Debug = False,
 ) -> None:
     """Draw a figure of the paper, from the tables of raymerge analyze."""
-    with errors_told(debug):
+    with errors_told(debug, "interrupted: no figure was written."):
         from raymerge.charts import check_chart_path, save_chart
         from raymerge.figures import FIGURES, Choice, Tables
 

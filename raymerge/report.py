@@ -228,19 +228,32 @@ def _search_range(declared: Interval, setting: Any) -> SearchRange | None:
     return (low, high, step) if low < high else None
 
 
+def parameter_warnings(table: Table1, spec: Mapping[str, Any]) -> list[str]:
+    """One for every chosen parameter that lies at an end of where the sweep looked for it."""
+    ranges = parameter_ranges(spec)
+    return [
+        _edge_warning(entry, name, value, side, ranges[entry.method, name])
+        for entry in table.entries.values()
+        for name, value in entry.params.items()
+        if (entry.method, name) in ranges
+        and isinstance(value, float)
+        and (side := range_end(value, ranges[entry.method, name]))
+    ]
+
+
 def _edge_warnings(entries: Sequence[Entry], ranges: Mapping[str, Sequence[float]]) -> list[str]:
-    warnings = []
-    for entry in entries:
-        searched = ranges.get(entry.method)
-        if entry.alpha is None or searched is None:
-            continue
-        if side := range_end(entry.alpha, searched):
-            warnings.append(
-                f"{entry.method} on {entry.backbone}, {entry.num_tasks} tasks: alpha {entry.alpha:.4g} is the "
-                f"{side} end of its search range ({searched[0]:.4g} to {searched[1]:.4g}); widen "
-                f"methods.{entry.method}.alpha."
-            )
-    return warnings
+    return [
+        _edge_warning(entry, "alpha", entry.alpha, side, ranges[entry.method])
+        for entry in entries
+        if entry.alpha is not None and entry.method in ranges and (side := range_end(entry.alpha, ranges[entry.method]))
+    ]
+
+
+def _edge_warning(entry: Entry, name: str, value: float, side: str, searched: Sequence[float]) -> str:
+    return (
+        f"{entry.method} on {entry.backbone}, {entry.num_tasks} tasks: {name} {value:.4g} is the {side} end of its "
+        f"search range ({searched[0]:.4g} to {searched[1]:.4g}); widen methods.{entry.method}.{name}."
+    )
 
 
 _KINDS = ("", "val_", "published_")

@@ -24,9 +24,19 @@ SECOND = model_of("iso-c", {"B": B, "A": wrong(A, 1, 2, 3)})
 """Seven images of B and one of A are won, two of A are lost."""
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shared")
+    for name, record in (("first", FIRST), ("second", SECOND)):
+        write_results(root / name, record)
+    return root
+
+
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return write_results(tmp_path / "first", FIRST), write_results(tmp_path / "second", SECOND)
+def folders(shared: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two that a test may change."""
+    first, second = (shutil.copytree(shared / name, tmp_path / name) for name in ("first", "second"))
+    return first, second
 
 
 def compared(first: Path, second: Path, **options) -> Comparison:

@@ -225,10 +225,27 @@ def test_the_command_that_fills_a_table_is_of_the_suite(manifest, analyze, sweep
     with pytest.raises(UsageError) as caught:
         draw("truncation", tables)
     assert str(caught.value) == (
-        f"{tmp_path}: table 'curves' has no truncated Iso-C; run `raymerge sweep sweeps/{sweep}.yaml`, then "
+        f"{tmp_path}: table 'curves' has no NAI of truncated Iso-C; run `raymerge sweep sweeps/{sweep}.yaml`, then "
         f"`{analyze} --output {tmp_path}` with `--results results/{sweep}` added."
     )
     assert (Path(__file__).parent.parent / "sweeps" / f"{sweep}.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "what"),
+    [
+        ("interpolation", "spectrum-interpolation", "NAI over beta"),
+        ("truncation", "truncated-iso-c", "NAI of truncated Iso-C"),
+        ("fraction", "iso-cts", "fractions of Iso-CTS with 3 alphas each"),
+        ("alpha", "iso-c", "method with several alphas"),
+        ("single-task", "single-task-iso-c", "Iso-C of single tasks"),
+    ],
+)
+def test_a_chosen_point_alone_is_no_search(name, method, what, tmp_path: Path):
+    point = {"common_space_fraction": 0.8, "beta": 0.5, "rank_fraction": 0.5}
+    curves = [trial(method, 1.0, 0.5, split="test", stage="test", **point), trial("iso-c", 1.0, 0.5)]
+    with pytest.raises(UsageError, match=f"table 'curves' has no {what}; run `raymerge sweep "):
+        draw(name, by_hand(tmp_path, curves=curves))
 
 
 def test_which_backbone_and_number_of_tasks(tmp_path: Path):
@@ -438,6 +455,15 @@ def test_cosines_between_tasks(tmp_path: Path):
     assert marks(of_three, "rect")[0].encoding["color"]["scale"]["domain"] == [-0.7, 0.2]
 
 
+def test_one_task_has_no_pair(tmp_path: Path):
+    alignments = pairs({("a", "a"): 0.9}, rank_rule="paper", num_tasks=1)
+    nai = [nai_row("iso-c", "a", 0.5, rank_rule="paper", num_tasks=1)]
+    chart = draw("nai-alignment", by_hand(tmp_path, alignments=alignments, nai=nai), rank_rule="paper")
+    pair, itself = marks(chart, "rect")
+    assert (pair.rows, itself.column("sar")) == ([], [0.9])
+    assert pair.encoding["color"]["scale"]["domain"] == [0.0, 1.0]
+
+
 def test_numbers_in_cells_while_there_is_room(analysis, tmp_path: Path):
     few, many = draw("cosines", Tables(analysis)), tmp_path / "many"
     assert [row["cosine"] for row in marks(few, "text")[0].rows]
@@ -589,7 +615,7 @@ def test_searched_points_are_averages_of_validation():
             trial("iso-c", 1.0, 0.6),
             trial("iso-c", 1.0, 0.9, task="a"),
             trial("iso-c", 1.0, 0.9, split="test", stage="test"),
-            trial("iso-c", 1.0, 0.9, stage="calibration"),
+            trial("iso-c", 4.0, 0.9, stage="calibration"),
             trial("ties", 1.0, None, accuracy=0.25),
         ]
     )

@@ -7,6 +7,7 @@ import hashlib
 import html
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -277,6 +278,11 @@ def test_a_chosen_parameter_at_the_end_of_its_range(tmp_path):
     ]
     page = Page.of(small_contents(tmp_path, found))
     assert [row["end"] for row in page.rows.parameters] == [None, None, "upper"]
+    assert page.warnings == (
+        "iso-cts on vit, 2 tasks: common_space_fraction 0.8 is the upper end of its search range (0.2 to 0.8); widen "
+        "methods.iso-cts.common_space_fraction.",
+    )
+    assert any(alert.startswith("1 chosen value lies at the end") for alert in page.alerts)
     (figure,) = [figure for figure in page.figures if figure.name == "parameter-common_space_fraction"]
     assert figure.readings == (
         "Iso-CTS between 50.0 and 75.0 % over 3 values of common_space_fraction; chosen: 0.8, with alpha 1 (the upper "
@@ -346,12 +352,14 @@ def test_the_first_view(page, contents):
 
 
 def test_warnings_are_those_of_the_table_and_shown_in_the_curves(page, contents):
-    assert page.warnings == contents.table.warnings
-    assert len(page.warnings) == 4  # alpha 0.6 ends the range of Task Arithmetic
+    assert page.warnings[:4] == contents.table.warnings, "alpha 0.6 ends the range of Task Arithmetic"
+    assert [warning.partition(":")[0] for warning in page.warnings[4:]] == [  # all fractions are as good here
+        f"iso-cts on {backbone}, {n} tasks" for backbone in ("ViT-B-32", "ViT-B-16") for n in (8, 14)
+    ]
     assert {(row["method"], row["end"]) for row in page.rows.trials if row["end"]} == {("Task Arithmetic", "upper")}
     alphas = page.figures[1]
     assert "Task Arithmetic 0.6 (the upper end of its range)" in alphas.readings[0]
-    assert any("4 chosen alphas lie at the end" in alert for alert in page.alerts)
+    assert any(alert.startswith("8 chosen values lie at the end") for alert in page.alerts)
 
 
 def test_every_method_looks_alike_in_every_chart_and_references_are_not_coloured():
@@ -408,13 +416,13 @@ def test_many_reasons_are_counted(tmp_path, contents):
     assert page.failed_trials.caption.endswith("5 more are in the results.")
 
 
-def test_other_file_systems(published, tmp_path):
-    store = Folder(pyarrow.fs.SubTreeFileSystem(str(published.parent), pyarrow.fs.LocalFileSystem()), "grid", "mem")
-    for number, place in enumerate([store, f"file://{published}", published, str(published)]):
-        save_page(place, tmp_path / f"{number}.html")
-    texts = {re.sub(r"<dd>\S*grid</dd>", "", (tmp_path / f"{number}.html").read_text()) for number in range(4)}
-    assert len(texts) == 1
-    assert "<dd>mem://grid</dd>" in (tmp_path / "0.html").read_text()
+def test_other_file_systems(tmp_path):
+    small_contents(tmp_path, [record("iso-c", 0.5, (40, 40), index=0), record("iso-c", 1.0, (50, 52), index=1)])
+    store = Folder(pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem()), "small", "mem")
+    places = (store, f"file://{tmp_path}/small", tmp_path / "small")
+    pages = [html_page(Page.of(read_contents(place))) for place in places]
+    assert "<dd>mem://small</dd>" in pages[0]
+    assert len({re.sub(r"<dd>\S*small</dd>", "", page) for page in pages}) == 1
 
 
 def test_provenance(page, published, html_file):
@@ -601,8 +609,10 @@ def test_places_where_no_page_can_be(path, error, message, published, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["folder.html"]
 
 
-def test_a_page_is_whole_or_as_it_was(published, tmp_path, monkeypatch):
-    path = tmp_path / "report.html"
+def test_a_page_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    small_contents(tmp_path, [record("iso-c", 0.5, (40, 40))])
+    path = tmp_path / "page" / "report.html"
+    path.parent.mkdir()
     path.write_text("old")
 
     def full(descriptor: int) -> None:
@@ -611,10 +621,10 @@ def test_a_page_is_whole_or_as_it_was(published, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\).*with --html"):
-            save_page(published, path)
+            save_page(tmp_path / "small", path)
     assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    save_page(published, path)
+    assert list(path.parent.iterdir()) == [path]
+    save_page(tmp_path / "small", path)
     assert path.read_text().startswith("<!DOCTYPE html>")
 
 
@@ -726,6 +736,29 @@ def test_the_page_draws_its_charts_and_says_nothing_to_the_console(driver, html_
     )
     assert all(label.endswith("The data is in the table below.") for label in labels)
     assert "end of range" in texts(driver, "#alphas svg text")
+
+
+def test_bars_and_corners_are_where_the_accuracies_are(driver, html_file, page):
+    opened(driver, html_file)
+    rows = [r for r in page.rows.tasks if r["column"] == page.column and r["method"] in page.shown]
+    highest = 100  # what both axes end at
+    marks = """
+      const all = (chart, what) => [...document.querySelectorAll(`#tasks .chart:nth-child(${chart}) ${what}`)];
+      const width = (chart) => all(chart, ".root .background")[0].getBBox().width;
+      const at = (path) => path.getAttribute("transform").match(/[-\\d.]+/g).map(Number);
+      const bars = all(1, ".mark-rect.role-mark > path").map((bar) => bar.getBBox().width);
+      return [bars, width(1), all(2, ".mark-symbol.role-mark > path").map(at), width(2)];
+    """
+    bars, bars_width, corners, radar_width = driver.execute_script(marks)
+    lengths = [row["accuracy"] / highest * bars_width for row in rows]
+    assert sorted(bars) == pytest.approx(sorted(lengths), abs=0.5)
+    radius = radar_width / (2 * drawings.HALF_WIDTH)
+    places = []
+    for row in rows:  # clockwise from the top
+        angle, share = 2 * math.pi * row["position"] / row["count"], row["accuracy"] / highest
+        x = radar_width / 2 + radius * share * math.sin(angle)
+        places.append((x, radius * (drawings.HALF_HEIGHT - share * math.cos(angle))))
+    assert sorted(map(tuple, corners)) == [pytest.approx(place, abs=0.5) for place in sorted(places)]
 
 
 def test_tables_sort_by_click_and_by_key(driver, html_file):

@@ -16,7 +16,7 @@ from raymerge.errors import UsageError
 from raymerge.output import open_output
 from raymerge.records import Cell, Point, ServiceStats, TaskReference, TaskScore, TrialRecord
 from raymerge.renderers import RENDERERS, latex, markdown, terminal, to_csv, to_json
-from raymerge.report import Entry, Table1, alpha_ranges, percent
+from raymerge.report import Entry, Table1, alpha_ranges, parameter_ranges, percent, range_end, tenths
 from raymerge.results import ResultsWriter, RunContext, write_summary
 from raymerge.summary import SummaryRow, summarise
 
@@ -374,6 +374,45 @@ def test_alpha_ranges_of_a_sweep(setting, expected):
 def test_methods_as_a_list():
     assert set(alpha_ranges({"methods": ["iso-c", "zero-shot"]})) == {"iso-c"}
     assert alpha_ranges({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (None, (0.1, 0.9, 0.1)),  # as declared
+        ([0.2, 0.5, 0.8], (0.2, 0.8, 0.0)),
+        ({"low": 0.5, "high": 1.0, "step": 0.2}, (0.5, 0.9, 0.2)),
+        (0.8, None),
+        ([0.2, 0.8], None),
+    ],
+)
+def test_parameter_ranges_of_a_sweep(setting, expected):
+    """Of searched parameters alone: those of TIES and Consensus TA are set by hand or by every task."""
+    methods = {"iso-cts": {"common_space_fraction": setting}, "ties": {"keep": [0.1, 0.2, 0.3]}, "consensus-ta": {}}
+    found = parameter_ranges({"methods": methods})
+    assert set(found) == ({("iso-cts", "common_space_fraction")} if expected else set())
+    if expected:
+        assert found["iso-cts", "common_space_fraction"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "searched", "side"),
+    [
+        (0.1, (0.1, 0.9, 0.1), "lower"),
+        (0.14, (0.1, 0.9, 0.1), "lower"),
+        (0.16, (0.1, 0.9, 0.1), None),
+        (0.86, (0.1, 0.9, 0.1), "upper"),
+        (0.2, (0.2, 0.8, 0.0), "lower"),
+        (0.201, (0.2, 0.8, 0.0), None),
+        (0.8, (0.2, 0.8, 0.0), "upper"),
+    ],
+)
+def test_ends_of_a_range(value, searched, side):
+    assert range_end(value, searched) == side
+
+
+def test_tenths_are_those_that_are_printed():
+    assert [tenths(fraction) for fraction in (0.8625, 0.86249, 0.86251, 1.0, 0.0)] == [862, 862, 863, 1000, 0]
 
 
 # --- from an output folder ---------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from raymerge.figures._tables import Frame
 PARAMETERS = ("common_space_fraction", "beta", "rank_fraction")
 
 
+SEARCH = {"split": "val", "stage": "search"}
+"""Rows of `curves` that a search has left: averages over tasks, and single tasks."""
 CELL = ("backbone", "num_tasks", "method")
 
 

@@ -33,7 +33,7 @@ def pairs_chart(
         title: of the value.
     """
     itself = rows["source"] == rows["target"]
-    low, high = float(rows[value][~itself].min()), float(rows[value][~itself].max())
+    low, high = (0.0, 1.0) if itself.all() else (float(rows[value][~itself].min()), float(rows[value][~itself].max()))
     size = side(len(tasks))
     scale = alt.Scale(scheme=SEQUENTIAL, domain=[low, high])
     legend = alt.Legend(title=title, orient="bottom", gradientLength=size, titleLimit=size, format=".2~f", tickCount=5)

@@ -3,7 +3,7 @@
 import altair as alt
 
 from raymerge.charts import INK, Chart, inline, marked_lines, titled
-from raymerge.figures._curves import CELL, best, searched
+from raymerge.figures._curves import CELL, SEARCH, best, searched
 from raymerge.figures._figure import Figure, in_order, method_title
 from raymerge.figures._lines import num_tasks_title
 from raymerge.figures._tables import SWEEP, Choice, Frame, Tables, counts
@@ -14,10 +14,12 @@ ABLATED = ("spectrum-interpolation", "truncated-iso-c", "single-task-iso-c")
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    curves = tables.need("searches over alpha", SWEEP, "curves", split="val", stage="search", task=None)
+    curves = tables.need("searches over alpha", SWEEP, "curves", task=None, **SEARCH)
     if choice.backbone is not None:
         curves = tables.of_backbone(curves, choice)
     shown = curves_of_alpha(tables.of_counts(curves, choice))
+    if shown.empty:
+        raise tables.lack("method with several alphas", SWEEP, "curves")
     about = ", ".join(dict.fromkeys(shown["backbone"]))
     caption = (
         f"{about}; mean over tasks, validation split; at every alpha the best of the other parameters. "

@@ -3,7 +3,7 @@
 import altair as alt
 
 from raymerge.charts import INK, Chart, inline, marked_lines, named_scale
-from raymerge.figures._curves import best, searched
+from raymerge.figures._curves import SEARCH, best, searched
 from raymerge.figures._figure import Figure, method_title
 from raymerge.figures._lines import num_tasks_title
 from raymerge.figures._panels import beside, panel
@@ -18,7 +18,7 @@ ROOM = 0.12
 
 def draw(tables: Tables, choice: Choice) -> Chart:
     what = f"fractions of Iso-CTS with {MIN_ALPHAS} alphas each"
-    curves = tables.need(what, ABLATIONS, "curves", method="iso-cts", defined=["common_space_fraction"])
+    curves = tables.need(what, ABLATIONS, "curves", method="iso-cts", defined=["common_space_fraction"], **SEARCH)
     curves = tables.of_counts(tables.of_backbone(curves, choice), choice)
     backbone, numbers = curves["backbone"].iloc[0], counts(curves)
     common = tables.some("curves", backbone=backbone, method="iso-c", num_tasks=tuple(numbers))

@@ -4,7 +4,7 @@ import altair as alt
 
 from raymerge.charts import DASHES, Chart, inline
 from raymerge.figures import _spectrum as spectrum
-from raymerge.figures._curves import best, searched
+from raymerge.figures._curves import SEARCH, best, searched
 from raymerge.figures._figure import Figure
 from raymerge.figures._lines import count_colours, lines, num_tasks_title, zoomed
 from raymerge.figures._panels import beside, panel
@@ -23,7 +23,7 @@ def interpolated(values: Series, beta: float) -> Series:
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    curves = tables.need("search over beta", ABLATIONS, "curves", method=METHOD)
+    curves = tables.need("NAI over beta", ABLATIONS, "curves", method=METHOD, task=None, defined=["nai"], **SEARCH)
     curves = tables.of_counts(tables.of_backbone(curves, choice), choice)
     backbone, numbers = curves["backbone"].iloc[0], counts(curves)
     spectra = tables.need(
@@ -92,7 +92,7 @@ def alignment_chart(rows: Frame) -> Chart:
 
 def nai_chart(rows: Frame) -> Chart:
     """NAI over beta: averages over tasks of `curves`, one for every number of tasks and beta."""
-    return _over_beta(rows[rows["nai"].notna()], "nai", "NAI (validation)")
+    return _over_beta(rows, "nai", "NAI (validation)")
 
 
 def _over_beta(rows: Frame, value: str, title: str) -> Chart:

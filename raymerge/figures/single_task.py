@@ -3,7 +3,7 @@
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
-from raymerge.figures._curves import best, of_tasks, searched
+from raymerge.figures._curves import SEARCH, best, of_tasks, searched
 from raymerge.figures._figure import Figure
 from raymerge.figures._tables import ABLATIONS, Choice, Frame, Tables, counts
 
@@ -18,7 +18,7 @@ COLOURS = {FLAT: "#0072B2", EXPERT: "#444444"}
 
 def draw(tables: Tables, choice: Choice) -> Chart:
     curves = tables.need(
-        "Iso-C of single tasks", ABLATIONS, "curves", method=METHOD, defined=["accuracy", "normalized_accuracy"]
+        "Iso-C of single tasks", ABLATIONS, "curves", method=METHOD, defined=["normalized_accuracy"], **SEARCH
     )
     curves = tables.of_backbone(curves, choice)
     # every task stands for itself, so the largest set has all of them

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 
 from raymerge.charts import Chart, inline, titled
-from raymerge.figures._curves import best, of_tasks, searched
+from raymerge.figures._curves import SEARCH, best, of_tasks, searched
 from raymerge.figures._figure import Figure
 from raymerge.figures._labels import FONT_SIZE, spread
 from raymerge.figures._lines import num_tasks_title
@@ -18,7 +18,7 @@ GREY, DARK = "#b8b8b8", "#0072B2"
 
 
 def draw(tables: Tables, choice: Choice) -> Chart:
-    curves = tables.need("truncated Iso-C", ABLATIONS, "curves", method=METHOD)
+    curves = tables.need("NAI of truncated Iso-C", ABLATIONS, "curves", method=METHOD, defined=["nai"], **SEARCH)
     curves = tables.of_count(tables.of_backbone(curves, choice), choice)
     averages = best(searched(curves), ["rank_fraction"])
     caption = (
@@ -30,8 +30,8 @@ def draw(tables: Tables, choice: Choice) -> Chart:
 
 def truncation_chart(averages: Frame, tasks: Frame) -> Chart:
     """NAI over the share of directions kept: rows of `curves`, one average for every share, and what is behind it."""
-    thin = tasks[tasks["nai"].notna()].sort_values("rank_fraction")
-    thick = averages[averages["nai"].notna()].sort_values("rank_fraction")
+    thin = tasks.sort_values("rank_fraction")
+    thick = averages.sort_values("rank_fraction")
     low = min(float(thin["nai"].min()), float(thick["nai"].min()), 0.0)
     high = max(float(thin["nai"].max()), float(thick["nai"].max()))
     domain = [low - 0.03 * (high - low), high + 0.05 * (high - low)]

@@ -140,7 +140,7 @@ def bars(methods: Sequence[str], highest: int) -> Chart:
 
 _AROUND = "2 * PI * datum.position / datum.count"
 """Where a task stands, clockwise from the top."""
-_HALF_WIDTH, _HALF_HEIGHT = 1.75, 1.2
+HALF_WIDTH, HALF_HEIGHT = 1.75, 1.2
 """Of the radar chart, in radii; beyond the circle are the names of tasks."""
 
 
@@ -150,8 +150,8 @@ def _at(radius: str) -> dict[str, str]:
 
 def _placed(**others: Any) -> dict[str, Any]:
     """Encodings of a mark at x and y, in radii from the middle."""
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-_HALF_WIDTH, _HALF_WIDTH], nice=False))
-    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-_HALF_HEIGHT, _HALF_HEIGHT], nice=False))
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-HALF_WIDTH, HALF_WIDTH], nice=False))
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-HALF_HEIGHT, HALF_HEIGHT], nice=False))
     return {"x": x, "y": y, **others}
 
 
@@ -181,7 +181,7 @@ def radar(methods: Sequence[str], highest: int) -> Chart:
     )
     return (
         alt.layer(*_radar_grid(chart, highest), *references, merged, corners)
-        .properties(width="container", height=HEIGHT, usermeta={"aspect": _HALF_HEIGHT / _HALF_WIDTH})
+        .properties(width="container", height=HEIGHT, usermeta={"aspect": HALF_HEIGHT / HALF_WIDTH})
         .add_params(_column(), _shown(methods), _dashes(methods))
     )
 

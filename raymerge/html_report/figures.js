@@ -47,7 +47,15 @@
         for (const param of spec.params ?? []) if (state[param.name]) param.value = state[param.name]();
         const { view } = await vegaEmbed(holders[i], spec, options);
         this.views.push(view);
+        if (spec.usermeta?.aspect) await this.keepProportions(view, spec.usermeta);
       }
+    }
+
+    // As the page gets wider or narrower; the chart itself is narrower than what holds it.
+    keepProportions(view, usermeta) {
+      const keep = () => view.height(heightOf(usermeta, view.width())).runAsync();
+      view.addSignalListener("width", keep);
+      return keep();
     }
 
     async update() {

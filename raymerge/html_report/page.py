@@ -10,7 +10,7 @@ from raymerge.html_report.figures import Figure, costs_figure, figures_by_column
 from raymerge.html_report.plain_tables import Table
 from raymerge.html_report.rows import OUTCOMES, Rows, column_label
 from raymerge.html_report.table1 import Compared, ResultsTable, compared, comparisons, entries_of, verdict_counts
-from raymerge.report import Column, Table1, is_reference, parameter_ranges
+from raymerge.report import Column, Table1, is_reference, parameter_ranges, parameter_warnings
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,14 @@ class Page:
         column = _first_column(table)
         methods = tuple(table.title(method) for method in table.methods if not is_reference(method))
         objective = _objective(contents)
+        warnings = (*table.warnings, *parameter_warnings(table, manifest.get("spec", {})))
         return cls(
             title=str(manifest.get("sweep") or contents.location.rstrip("/").rpartition("/")[2]),
             lead=_lead(table),
-            alerts=_alerts(contents),
+            alerts=_alerts(contents, len(warnings)),
             facts=_facts(contents, objective),
             table1=ResultsTable.of(table),
-            warnings=table.warnings,
+            warnings=warnings,
             compared=compared(table),
             columns=tuple(map(column_label, table.columns)),
             column=column,
@@ -107,7 +108,7 @@ def _where(columns: Sequence[Column], every: Sequence[Column]) -> str:
     return f"on {', '.join(name if name in whole else f'{name} ({text})' for name, text in texts.items())}"
 
 
-def _alerts(contents: Contents) -> tuple[str, ...]:
+def _alerts(contents: Contents, num_warnings: int) -> tuple[str, ...]:
     alerts = []
     if contents.verdict != "finished":
         alerts.append(f"This sweep has not finished ({contents.explanation}). The page shows what is there.")
@@ -115,10 +116,11 @@ def _alerts(contents: Contents) -> tuple[str, ...]:
     for status, words in (("failed", "failed"), ("missing", "have no result")):
         if count := sum(entry.status == status for entry in entries):
             alerts.append(f"{count} of {len(entries)} cells {words}: see Failures.")
-    if count := len(contents.table.warnings):
+    if num_warnings:
+        verb = "lies" if num_warnings == 1 else "lie"
         alerts.append(
-            f"{count} chosen alpha{'s lie' if count != 1 else ' lies'} at the end of the range that was searched: see "
-            "the warnings below Table 1."
+            f"{num_warnings} chosen value{'s' * (num_warnings != 1)} {verb} at the end of the range that was searched: "
+            "see the warnings below Table 1."
         )
     return tuple(alerts)
 

@@ -147,7 +147,8 @@ def _trial_rows(contents: Contents, chosen: Collection[str]) -> list[Row]:
             )
         _mark_best_by_alpha(found)
         rows += found
-    return rows
+    order = [contents.table.title(method) for method in contents.table.methods]
+    return sorted(rows, key=lambda row: (row["column"], order.index(row["method"])))
 
 
 def _mark_best_by_alpha(rows: Sequence[Row]) -> None:

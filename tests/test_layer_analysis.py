@@ -164,3 +164,13 @@ def test_values_that_are_not_finite(analyse):
     tasks[2, 1, 1] = torch.nan
     with pytest.raises(MergeInputError, match="task tensor 2 of 4 has nan"):
         analyse(tasks, SETTINGS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu():
+    tasks = random(4, 70, 90).float()
+    expected, found = (analyse_matrix(tasks.to(device), SETTINGS) for device in ("cpu", "cuda"))
+    for one, other in zip(found.alignments, expected.alignments, strict=True):
+        assert (one.source, one.target, one.k) == (other.source, other.target, other.k)
+        assert one.sar == pytest.approx(other.sar, rel=1e-4)

@@ -148,6 +148,7 @@ def test_processes_are_found_by_name_among_own_children():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_simulated_sweep():
     command = [sys.executable, "-m", "raymerge", "bench", "cluster", "--json", "--trials", "12", "--noop", "4"]
     command += ["--evaluators", "2", "--shard-seconds", "0.001", "--per-process", "1"]

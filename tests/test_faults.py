@@ -1,6 +1,6 @@
 """Sweeps that lose machines, processes, memory and disks, on real Ray nodes: the summary is that of a quiet sweep.
 
-The first one runs with all tests; the others take minutes: `pytest -n 0 --slow -m slow`.
+They take minutes each: `pytest -n 0 --slow -m slow`.
 """
 
 import os
@@ -73,6 +73,7 @@ def finish(runner: Runner, quiet: dict[str, TrialRecord]) -> str:
 # --- nodes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_another_one_joins(spec_file, home, quiet, tmp_path, monkeypatch):
     nodes = cluster_of(monkeypatch, 2)
     try:

@@ -80,6 +80,7 @@ def test_defaults(sweep):
         "batch_size": "auto",
         "denominators": "measured",
         "shard_images": 1024,
+        "store_predictions": False,
         "max_images": None,
     }
     assert spec.resources.model_dump() == {

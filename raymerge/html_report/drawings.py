@@ -277,7 +277,8 @@ def parameter(name: str, methods: Sequence[str], objective: str, searched: Searc
 
 @_specification
 def history(methods: Sequence[str], objective: str) -> Chart:
-    axis = alt.Axis(grid=False, tickMinStep=1, tickCount=12, format="d")
+    whole = "datum.value == floor(datum.value) ? datum.label : ''"  # of two trials there is none in between
+    axis = alt.Axis(grid=False, tickMinStep=1, tickCount=12, format="d", labelExpr=whole)
     x = alt.X("number:Q", title="Trial", scale=alt.Scale(zero=False, nice=False, padding=12), axis=axis)
     color = _method(methods, "color")
     chart = _of_column("trials")

@@ -146,7 +146,7 @@ def _suite(contents: Contents) -> str:
     spec = contents.manifest.get("spec", {})
     if not spec.get("suite"):
         return ""
-    parts = [str(spec["suite"]), f"profile {spec.get('profile')}"]
+    parts = [str(spec["suite"]), *([f"profile {spec['profile']}"] if spec.get("profile") else [])]
     if len(contents.trials) and (seeds := contents.trials["suite_seed"].dropna()).size:
         parts.append(f"seed {int(seeds.iloc[0])}")
     return ", ".join(parts)

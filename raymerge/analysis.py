@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raymerge.alignment import EPSILON
-from raymerge.analysis_tables import TABLES
+from raymerge.analysis_tables import TABLES, Frame, to_frame
 from raymerge.checkpoints import file_sha256, open_checkpoint
 from raymerge.layer_analysis import (
     ISO_CTS,
@@ -30,12 +30,13 @@ from raymerge.layer_analysis import (
     analyse_other,
 )
 from raymerge.linalg import stored
+from raymerge.merge_cache import code_version as merging_version
 from raymerge.merging import Models, is_matrix, task_tensors_of
 from raymerge.notes import about
 from raymerge.preflight import check_backbone, check_expert
 from raymerge.records import content_id
 from raymerge.suites import Suite, cache_dir
-from raymerge.sweep_curves import Frame, chosen_fractions, correlations, nai_beside_alignment
+from raymerge.sweep_curves import chosen_fractions, correlations, nai_beside_alignment
 from raymerge.whole_file import make_directory, whole_file
 
 _DEFAULT_FRACTION = 0.8
@@ -93,7 +94,7 @@ def analyse(
         for name, table in found.items():
             parts.setdefault(name, []).append(table)
     tables = {name: pa.concat_tables(found) for name, found in parts.items()}
-    nai = nai_beside_alignment(curves, _frame(tables["alignments"]), _frame(tables["cosines"]))
+    nai = nai_beside_alignment(curves, to_frame(tables["alignments"]), to_frame(tables["cosines"]))
     frames = {"curves": curves, "nai": nai, "correlations": correlations(nai)}
     return tables | {name: _table(frame, TABLES[name]) for name, frame in frames.items()}
 
@@ -156,9 +157,8 @@ def _tensor(
 @cache
 def _code_version() -> str:
     package = Path(__file__).parent
-    files = ["analysis.py", "analysis_tables.py", "layer_analysis.py", "alignment.py", "merging.py", "checkpoints.py"]
-    paths = [*(package / file for file in files), *package.glob("linalg*.py"), *package.glob("methods/*.py")]
-    return content_id([file_sha256(path) for path in sorted(paths)])
+    files = ["analysis.py", "analysis_tables.py", "layer_analysis.py", "alignment.py"]
+    return content_id([merging_version(), *(file_sha256(package / file) for file in files)])
 
 
 def _read_kept(folder: Path) -> dict[str, pa.Table] | None:
@@ -253,13 +253,6 @@ def _parameters(merged: Merged) -> dict[str, Any]:
     return {"common_space_fraction": merged.common_space_fraction, "beta": merged.beta}
 
 
-def _frame(table: pa.Table) -> Frame:
-    """Whole numbers that may be null stay whole."""
-    import pandas
-
-    return table.to_pandas(types_mapper={pa.int32(): pandas.Int32Dtype()}.get)
-
-
 def _table(frame: Frame, schema: pa.Schema) -> pa.Table:
     """Columns that the frame lacks are null; NaN is, too."""
     missing = {name: None for name in schema.names if name not in frame.columns}
@@ -273,7 +266,7 @@ def _grouped(frame: Frame, by: Sequence[str]) -> Any:
 def _average_alignments(alignments: pa.Table) -> pa.Table:
     """Over layers, unweighted; a layer that an expert left as it was has no say in its average."""
     keys = ["num_tasks", "kind", "source", "target", "common_space_fraction", "beta", "rank_rule"]
-    means = _grouped(_frame(alignments), keys)["sar"].mean().reset_index()
+    means = _grouped(to_frame(alignments), keys)["sar"].mean().reset_index()
     return _table(means, TABLES["alignments"])
 
 
@@ -282,7 +275,7 @@ def _cosines(products: pa.Table) -> pa.Table:
     import pandas
 
     keys = ["num_tasks", "kind", "source", "target", "common_space_fraction"]
-    by_layer = _frame(products)
+    by_layer = to_frame(products)
     sums = _grouped(by_layer, keys)[["value", "source_squared", "target_squared"]].sum().reset_index()
     frame = pandas.concat([sums, by_layer], ignore_index=True)
     norms = (frame["source_squared"] * frame["target_squared"]) ** 0.5

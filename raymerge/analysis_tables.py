@@ -27,6 +27,13 @@ _RULE = ("rank_rule", pa.string())
 _LAYER = ("layer", pa.string())
 _PAIR = [("kind", pa.string()), ("source", pa.string()), ("target", pa.string())]
 
+Frame = Any
+"""A pandas.DataFrame; its stubs lose track of most operations."""
+
+CELL = ("backbone", "num_tasks", "method")
+PARAMETERS = ("common_space_fraction", "beta", "rank_fraction")
+"""Columns of `curves`: the searched structural parameters."""
+
 TABLES: Mapping[str, pa.Schema] = {
     # singular values; matrix: "task" or a method
     "spectra": pa.schema(
@@ -178,12 +185,13 @@ def load(folder: Path, table: str) -> "pandas.DataFrame":
     if missing := [name for name in schema.names if name not in found.column_names]:
         raise UsageError(f"{path}: has no column '{missing[0]}' (another version's?); {AGAIN}.")
     try:
-        return found.select(schema.names).cast(schema).to_pandas(types_mapper=_nullable().get)
+        return to_frame(found.select(schema.names).cast(schema))
     except pa.ArrowException as error:
         raise UsageError(f"{path}: has a column of an unexpected type ({error}); {AGAIN}.") from None
 
 
-def _nullable() -> Mapping[pa.DataType, "pandas.Int32Dtype"]:
+def to_frame(table: pa.Table) -> "pandas.DataFrame":
+    """Whole numbers that may be null stay whole."""
     import pandas
 
-    return {pa.int32(): pandas.Int32Dtype()}
+    return table.to_pandas(types_mapper={pa.int32(): pandas.Int32Dtype()}.get)

@@ -73,7 +73,7 @@ def merge_key(request: MergeRequest, hashes: Sequence[str], output: Output) -> s
     if method.plans or method.task_factors is not None:
         uses = [use_of(other, num_tasks) for other in request.planned]
         planned = sorted({content_id([use.num_tasks, _jsonable(use.setting)]) for use in uses})
-    return content_id([_code_version(), models, request.method, _jsonable(output.setting), planned], length=32)
+    return content_id([code_version(), models, request.method, _jsonable(output.setting), planned], length=32)
 
 
 def _jsonable(setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _cache_path(request: MergeRequest, hashes: Sequence[str], output: Output, sh
 
 
 @cache
-def _code_version() -> str:
+def code_version() -> str:
     """Changes with every line that merging runs through: a cached update must never outlive a fixed bug."""
     package = Path(__file__).parent
     files = [

@@ -1,24 +1,19 @@
 """What sweeps found, as tables of `analysis_tables`: accuracy over every searched number, and NAI beside alignment."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from raymerge import metrics, results
+from raymerge.analysis_tables import CELL, PARAMETERS, Frame
 from raymerge.errors import UsageError
 from raymerge.folder import Folder
 from raymerge.suites import Suite
 
-Frame = Any
-"""A pandas.DataFrame; its stubs lose track of most operations."""
-
-PARAMETERS = ("common_space_fraction", "beta", "rank_fraction")
 _POINT = ("method", "alpha", *PARAMETERS)
 _SCORES = ("accuracy", "normalized_accuracy", "nai")
 _REFERENCES = ("zero_shot_accuracy", "expert_accuracy")
 _SHARED = ("trial_id", "backbone", "num_tasks", *_POINT, "split", "stage", "is_chosen")
 """What all rows of a trial have in common."""
 _DETAILS = ("task", *_SCORES, *_REFERENCES)
-_CELL = ("backbone", "num_tasks", "method")
 
 
 def read_curves(suite: Suite, folders: Sequence[str]) -> Frame:
@@ -35,7 +30,7 @@ def read_curves(suite: Suite, folders: Sequence[str]) -> Frame:
     if not found:
         return pandas.DataFrame(columns=["results", *_SHARED, *_DETAILS])
     curves = pandas.concat(found, ignore_index=True)
-    same = [*_CELL, "split", "task", "alpha", *PARAMETERS]
+    same = [*CELL, "split", "task", "alpha", *PARAMETERS]
     first = curves.groupby(same, dropna=False, sort=False)["results"].transform("first")
     return curves[curves["results"] == first].reset_index(drop=True)
 
@@ -60,7 +55,7 @@ def nai_beside_alignment(curves: Frame, alignments: Frame, cosines: Frame) -> Fr
         alignments, cosines: tables of that name.
     """
     rows = curves[(curves["stage"] == "test") & curves["task"].notna()]
-    first = rows.groupby(list(_CELL), sort=False)["results"].transform("first")
+    first = rows.groupby(list(CELL), sort=False)["results"].transform("first")
     rows = rows[rows["results"] == first]
     keys = ["backbone", "num_tasks", "method", "task", "common_space_fraction"]
     merged = alignments[(alignments["kind"] == "task-merged") & alignments["layer"].isna() & alignments["beta"].isna()]
@@ -80,7 +75,7 @@ def correlations(nai: Frame) -> Frame:
     import pandas
 
     rows = []
-    for (backbone, num_tasks, method), cell in nai.groupby(list(_CELL), sort=False):
+    for (backbone, num_tasks, method), cell in nai.groupby(list(CELL), sort=False):
         by_rule = [("sar", rule, group) for rule, group in cell.groupby("rank_rule", sort=False)]
         for quantity, rule, group in [*by_rule, ("cosine", None, cell.drop_duplicates("task"))]:
             known = group.dropna(subset=["nai", quantity])
@@ -95,7 +90,7 @@ def correlations(nai: Frame) -> Frame:
                     "pearson": metrics.pearson(known["nai"].tolist(), known[quantity].tolist()),
                 }
             )
-    return pandas.DataFrame(rows, columns=[*_CELL, "quantity", "rank_rule", "num_points", "pearson"])
+    return pandas.DataFrame(rows, columns=[*CELL, "quantity", "rank_rule", "num_points", "pearson"])
 
 
 def _curves_of(suite: Suite, location: str) -> Frame:

@@ -232,13 +232,13 @@ def test_the_key_changes_with_the_code_that_merges(tmp_path, monkeypatch, change
     package = Path(merge_cache.__file__).parent
     shutil.copytree(package, tmp_path / "raymerge", ignore=shutil.ignore_patterns("__pycache__", "suites"))
     monkeypatch.setattr(merge_cache, "__file__", str(tmp_path / "raymerge" / "merge_cache.py"))
-    before = merge_cache._code_version.__wrapped__()
+    before = merge_cache.code_version.__wrapped__()
     with (tmp_path / "raymerge" / changed).open("a") as file:
         file.write("# a fixed bug\n")
-    assert (merge_cache._code_version.__wrapped__() != before) is matters
+    assert (merge_cache.code_version.__wrapped__() != before) is matters
 
 
-def test_the_key_changes_with_the_code_version(folder, monkeypatch):
+def test_the_key_changes_with_thecode_version(folder, monkeypatch):
     before = merge_key(request_of(folder, "iso-c"), HASHES, Output())
-    monkeypatch.setattr(merge_cache, "_code_version", lambda: "another")
+    monkeypatch.setattr(merge_cache, "code_version", lambda: "another")
     assert merge_key(request_of(folder, "iso-c"), HASHES, Output()) != before

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 
-from raymerge.figures._tables import Frame
-
-PARAMETERS = ("common_space_fraction", "beta", "rank_fraction")
-
+from raymerge.analysis_tables import CELL, PARAMETERS, Frame
 
 SEARCH = {"split": "val", "stage": "search"}
 """Rows of `curves` that a search has left: averages over tasks, and single tasks."""
-CELL = ("backbone", "num_tasks", "method")
 
 
 def searched(curves: Frame) -> Frame:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raymerge.analysis_tables import load
+from raymerge.analysis_tables import Frame, load
 from raymerge.errors import UsageError, did_you_mean
 
-Frame = Any
 Series = Any
-"""Of pandas, whose types pyright cannot follow."""
+"""A pandas.Series, as `Frame`."""
 
 PAPER_BACKBONE = "ViT-B-16"
 PAPER_NUM_TASKS = 8

@@ -15,9 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+from ray.experimental import get_object_locations
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.dispatcher import Dispatcher, Observation
@@ -54,6 +63,11 @@ CONNECT_S = 10.0
 """How long the machine of an address may take to accept a connection."""
 FETCH_S = 5.0
 """How long an evaluator waits for an update before it asks anew what to do."""
+STORE_FULL = (ObjectStoreFullError, OutOfDiskError)
+MAKE_ROOM = (
+    "Make room on the disk that Ray spills to (/tmp/ray unless ray start was told otherwise), or give it a larger "
+    "store (ray start --object-store-memory), and start the same command again"
+)
 NODE_LABEL = "ray.io/node-id"
 NAMESPACE = "raymerge"
 """Of named actors: every sweep of a cluster has one here, so that they know of each other."""
@@ -476,10 +490,35 @@ def _fetch(references: Sequence[Any]) -> list[Any]:
     try:
         _, missing = ray.wait(list(references), num_returns=len(references), timeout=FETCH_S)
         if missing:
-            raise UpdateNotHereError
+            raise UpdateNotHereError(_lack_of_room(missing))
         return ray.get(list(references))
     except OSError as error:  # the store of this node is gone, and this process will be in a moment
         raise UpdateNotHereError from error
+    except STORE_FULL as error:  # of the task that merged: it has ended, and what it returned could not be stored
+        why = first_line(getattr(error, "cause", error))  # the text of a RayTaskError is a traceback
+        raise EvaluationError(
+            f"Ray's object store had no room for the merged model, and could not make any ({why}). {MAKE_ROOM}"
+        ) from None
+
+
+def _lack_of_room(references: Sequence[Any]) -> str:
+    """Why the store of this node could not take these objects now; empty when it could, or nobody knows their size.
+
+    Ray does not tell: it tries to bring them for ever. So room of their size is asked for.
+    """
+    try:
+        locations = get_object_locations(list(references), timeout_ms=int(FETCH_S * 1000))
+    except GetTimeoutError:
+        return ""
+    size = sum(location["object_size"] or 0 for location in locations.values())
+    try:
+        ray.put(np.empty(size, np.uint8))
+    except STORE_FULL as error:
+        return (
+            f"Ray's object store on {ray.util.get_node_ip_address()} has no room for {size / 1e6:.1f} MB of the "
+            f"merged model, and cannot make any ({first_line(error)}). {MAKE_ROOM}"
+        )
+    return ""
 
 
 class _EvalActor:

@@ -22,6 +22,8 @@ MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
 TOGETHER_S = 0.1
 """How long news of a trial waits for more: every answer costs Tune a turn of its event loop, which trials share."""
+ROOM_S = 30.0
+"""How long evaluators may have no room for an update before its trial fails: others give theirs back meanwhile."""
 IDLE_S = 1.0
 """After which an evaluator without work is asked whether it is alive, lest its death count against the next shard."""
 
@@ -35,6 +37,8 @@ class _Entry:
     trial_id: str = field(compare=False)
     job: EvalJob = field(compare=False)
     attempts: int = field(default=0, compare=False)
+    no_room_since: float | None = field(default=None, compare=False)
+    """Since when evaluators have had no room for its update."""
 
 
 @dataclass
@@ -298,8 +302,8 @@ class Dispatcher:
                         self._busy_s += min(elapsed, outcome.seconds) if isinstance(outcome, Scored) else elapsed
                     member.entry = member.started = None
                     if isinstance(outcome, NotYet):
-                        heapq.heappush(self._queue, entry)
-                    elif outcome is not None:
+                        outcome = self._postponed(entry, outcome)
+                    if outcome is not None:
                         self._take(entry, outcome)
         finally:
             del self._members[evaluator_id]
@@ -352,6 +356,17 @@ class Dispatcher:
             heapq.heappush(self._queue, entry)
             return None
         return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({_reason(error)})")
+
+    def _postponed(self, entry: _Entry, outcome: NotYet) -> Failed | None:
+        """Queue a shard again whose update was not there; or what becomes of it when there is no room for that."""
+        if not outcome.no_room:
+            entry.no_room_since = None
+        elif entry.no_room_since is None:
+            entry.no_room_since = self._clock()
+        elif self._clock() - entry.no_room_since > ROOM_S:
+            return Failed(f"{_label(entry.job)}: {outcome.no_room}")
+        heapq.heappush(self._queue, entry)
+        return None
 
     def _take(self, entry: _Entry, outcome: Scored | Failed) -> None:
         ticket = self._tickets.get(entry.trial_id)

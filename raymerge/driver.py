@@ -136,6 +136,10 @@ class Sweep:
         self._on_record = on_record
         self._published = published
         self._val_images = {task.name: task.images["val"] for task in suite.tasks}
+        self._cell_of = {trial_id: record.cell for trial_id, record in finished.items()}
+        """Of everything that an earlier run left, failed trials included."""
+        self._asked: set[str] = set()
+        """Trials of all batches so far."""
         self._records = {trial_id: r for trial_id, r in finished.items() if r.status != "failed"}
         self._running: dict[str, _Running] = {}
         self._scores: dict[tuple[str, str, Split], TaskScore] = {}
@@ -181,6 +185,18 @@ class Sweep:
     def finished_cells(self) -> list[Cell]:
         """Of the cells of the sweep, in the order in which they ended."""
         return list(self._ended)
+
+    def strays(self) -> list[str]:
+        """Trials of an earlier run that the search of their cell, which has ended, did not ask for.
+
+        After a failure a search goes on elsewhere. Once the trial that failed is mended, what it tried there is no part
+        of the search any more, and counts for nothing: or else the choice would depend on what had gone wrong.
+        """
+        return [
+            trial_id
+            for trial_id, cell in self._cell_of.items()
+            if trial_id not in self._asked and (state := self._state_of.get(cell)) and state.finished
+        ]
 
     def next_trial(self, is_merged: Callable[[Merge], bool] = lambda merge: True) -> Trial | None:
         """The next trial to run; None while all that is left waits for outcomes.
@@ -342,6 +358,7 @@ class Sweep:
         rival = self._rival(state)
         state.batch = [self._trial(state, suggestion, i, rival) for i, suggestion in enumerate(batch)]
         for trial in state.batch:
+            self._asked.add(trial.trial_id)
             if record := self._records.get(trial.trial_id):
                 self._compare_with_best(state, record)
         self._set_waiting(state, [trial for trial in state.batch if trial.trial_id not in self._records])

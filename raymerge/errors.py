@@ -76,7 +76,7 @@ class TrainingError(RaymergeError):
 
 
 class UpdateNotHereError(Exception):
-    """A merged update cannot be had now. Never shown: whoever wanted it tries again."""
+    """A merged update cannot be had now; whoever wanted it tries again. Its text, if any: why it has no room here."""
 
 
 def first_line(error: BaseException) -> str:

@@ -75,6 +75,10 @@ class Store(Protocol):
         """Return once a record, with its predictions, is durable."""
         ...
 
+    def set_aside(self, trial_ids: Sequence[str]) -> None:
+        """Keep these trials out of the results from now on."""
+        ...
+
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None: ...
     def run_ends(self, outcome: RunOutcome, stats: ServiceStats) -> None:
         """What evaluators did; `stats.num_evaluators` is the most there were at once."""
@@ -138,9 +142,11 @@ def execute(
         on_record=_saver(store, listener, spec.name),
         published=published,
     )
-    if sweep.done:
-        return True
-    return _run(sweep, choice, hashes, moments or moments_dir(suite), nodes, store, listener, place, guard)
+    if not sweep.done:
+        _run(sweep, choice, hashes, moments or moments_dir(suite), nodes, store, listener, place, guard)
+    if sweep.done and (strays := sweep.strays()):
+        store.set_aside(strays)
+    return sweep.done
 
 
 def with_precision(spec: SweepSpec, precision: str) -> SweepSpec:
@@ -178,7 +184,7 @@ def _run(
     listener: Listener,
     place: Place,
     guard: Guard,
-) -> bool:
+) -> None:
     spec, suite = sweep.spec, sweep.suite
     tracked_by = trackers.open_trackers(spec)
     listener.stage("starting evaluators")
@@ -237,7 +243,6 @@ def _run(
             outcome = "finished" if sweep.done else "interrupted"
         finally:
             store.run_ends(outcome, replace(pool.observation.stats, num_evaluators=pool.joined.most))
-    return sweep.done
 
 
 def _in_a_thread(function: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@
          status.json                how far the sweep is (status_file.py)
          log.jsonl                  what happened (event_log.py)
          quarantine/                parts that could not be read
+         superseded/                trials that are no part of their search any more
 
 The manifest:
 

@@ -132,6 +132,9 @@ class Failed:
 class NotYet:
     """The update is still on its way, or is computed again because the machine that had it is gone."""
 
+    no_room: str = ""
+    """Why the evaluator's machine could not take it now even if it came; empty: it could."""
+
 
 @dataclass(frozen=True)
 class ServiceStats:

@@ -26,7 +26,7 @@ from raymerge.suites import Suite
 from raymerge.sweep_spec import SweepSpec
 
 POLL_S = 0.5
-STORE_CALLS = ("begin", "choice", "keep_choice", "open", "append", "run_begins", "run_ends")
+STORE_CALLS = ("begin", "choice", "keep_choice", "open", "append", "set_aside", "run_begins", "run_ends")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,9 @@ class _Client:
         if request.name == "append" and failure is None:
             record: TrialRecord = request.arguments[0]
             self.records[record.trial_id] = record.without_predictions()
+        if request.name == "set_aside" and failure is None:
+            for trial_id in request.arguments[0]:
+                self.records.pop(trial_id, None)
         ray.get(self._driver.reply.remote(request.number, value, failure))
 
     def _tell(self, request: Request) -> None:
@@ -207,6 +210,9 @@ class _Proxy:
 
     def append(self, record: TrialRecord) -> None:
         self._driver.ask("append", record)
+
+    def set_aside(self, trial_ids: Sequence[str]) -> None:
+        self._driver.ask("set_aside", trial_ids)
 
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         self._driver.ask("run_begins", nodes)

@@ -49,6 +49,7 @@ TABLES = ("evaluations", "trials", "summary", "predictions")
 
 SUMMARY = "summary/part-0.parquet"
 QUARANTINE = "quarantine"
+SUPERSEDED = "superseded"
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class ResultsWriter:
             RaymergeError: the file system refused; the trial does not count then.
             OutputError: the folder is another process's now; nothing was written.
         """
-        cell = record.cell
-        part = _part(backbone=cell.backbone, num_tasks=cell.num_tasks, method=cell.method, trial_id=record.trial_id)
+        part = _part_of(record)
         evaluations = self._schemas.evaluations_table(record, self._context)
         trials = self._schemas.trials_table(record, self._context)
         predictions = self._schemas.predictions_table(record, self._context)
@@ -92,6 +92,26 @@ class ResultsWriter:
                 self._folder.write(f"trials/{part}", _parquet(trials))
             except OSError as error:
                 raise _not_saved(self._folder, f"trial {record.trial_id} of {record.cell}", error) from error
+
+    def set_aside(self, records: Iterable[TrialRecord]) -> None:
+        """Move the parts of trials to `superseded/`, where nobody reads them; failed ones are deleted.
+
+        Raises:
+            RaymergeError: the file system refused.
+            OutputError: the folder is another process's now.
+        """
+        with self._lock:
+            self._check()
+            for record in records:
+                for table in ("trials", "evaluations", "predictions"):  # without its trial, the rest does not count
+                    path = f"{table}/{_part_of(record)}"
+                    try:
+                        if record.status == "failed":
+                            self._folder.delete(path)
+                        else:
+                            self._folder.move(path, f"{SUPERSEDED}/{path}")
+                    except OSError as error:
+                        raise _not_saved(self._folder, f"what became of trial {record.trial_id}", error) from error
 
 
 def write_summary(output_dir: Location, rows: Sequence[SummaryRow], context: RunContext | None = None) -> None:
@@ -416,6 +436,11 @@ def _part(*, backbone: str, num_tasks: int, method: str, trial_id: str) -> str:
     """Path of a trial's part below its table."""
     quoted = [urllib.parse.quote(text, safe="") for text in (backbone, method)]
     return f"backbone={quoted[0]}/num_tasks={num_tasks}/method={quoted[1]}/part-{trial_id}.parquet"
+
+
+def _part_of(record: TrialRecord) -> str:
+    cell = record.cell
+    return _part(backbone=cell.backbone, num_tasks=cell.num_tasks, method=cell.method, trial_id=record.trial_id)
 
 
 def _paths(table: str, rows: Iterable[dict[str, Any]]) -> set[str]:

@@ -16,7 +16,7 @@ from raymerge.output import Output, open_output
 from raymerge.published import expert_accuracies
 from raymerge.records import SPLITS, Accuracies, Cell, RunOutcome, ServiceStats, TrialRecord
 from raymerge.result_schema import RunContext
-from raymerge.results import ResultsWriter, lacking_predictions, recover, write_summary
+from raymerge.results import SUPERSEDED, ResultsWriter, lacking_predictions, recover, write_summary
 from raymerge.search_space import sweep_cells
 from raymerge.selection import Objective
 from raymerge.suite_file import find_suite
@@ -138,6 +138,17 @@ class OutputStore:
         assert self._writer is not None, "opened first"
         self._writer.append(record)
         self.records[record.trial_id] = record.without_predictions()
+
+    def set_aside(self, trial_ids: Sequence[str]) -> None:
+        assert self._writer is not None, "opened first"
+        strays = [self.records.pop(trial_id) for trial_id in trial_ids]
+        self._writer.set_aside(strays)
+        num_finished = sum(record.status != "failed" for record in strays)
+        if num_finished:
+            self.notice(
+                f"{num_finished} trial{'s' * (num_finished != 1)} that only a failure had led to: moved to "
+                f"{self._output.folder.named(SUPERSEDED)}"
+            )
 
     def run_begins(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         self._output.start_run(address=self._address, nodes=nodes)

@@ -70,8 +70,9 @@ class EvalWorker:
             images, labels = self._images(job.task, job.split).view(job.start, job.stop)
             head = self._head(job.backbone, job.task, evaluator.embed_dim)
             predicted = evaluator.predict(images, *head).cpu()
-        except UpdateNotHereError:
-            return NotYet()
+        except UpdateNotHereError as error:
+            self._updates.clear()  # what is at hand occupies the store that the missing one may need
+            return NotYet(str(error))
         except (RaymergeError, torch.OutOfMemoryError) as error:
             return Failed(f"{job.backbone}/{job.task} ({job.split}): {error}")
         correct = int((predicted == labels).sum())

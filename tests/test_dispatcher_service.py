@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from raymerge.dispatcher import IDLE_S, MAX_ATTEMPTS, Dispatcher, Observation, Progress, Working
-from raymerge.records import EvalJob, Failed, Predictions, Scored, ServiceStats, TaskScore
+from raymerge.dispatcher import IDLE_S, MAX_ATTEMPTS, ROOM_S, Dispatcher, Observation, Progress, Working
+from raymerge.records import EvalJob, Failed, NotYet, Predictions, Scored, ServiceStats, TaskScore
 
 
 class Method:
@@ -473,6 +473,40 @@ async def test_a_shard_that_kills_evaluators_fails_its_trial():
     while b.is_busy or killer.is_busy:
         await (b if b.is_busy else killer).answer()
     assert (await news(dispatcher, "y")).num_scored == 2, "the evaluators go on"
+
+
+@asynchronous
+async def test_an_update_for_which_there_is_no_room_fails_its_trial_after_a_while():
+    clock = Clock()
+    dispatcher, (a,) = await started(1, clock=clock)
+    await submit(dispatcher, "x", [job("T0")])
+    await submit(dispatcher, "y", [job("T1")])
+    full = NotYet("the store is full. Make room")
+    await a.settle(full)
+    clock.now += ROOM_S
+    await a.settle(full)
+    assert a.job == job("T0"), "others may give their room back"
+    await a.settle(NotYet())
+    clock.now += 0.1
+    await a.settle(full)
+    assert a.job == job("T0"), "there was room for once: from then on it counts anew"
+    clock.now += ROOM_S + 0.1
+    await a.settle(full)
+    assert a.job == job("T1"), "the evaluator goes on"
+    progress = await news(dispatcher, "x")
+    assert (progress.done, progress.error) == (True, "vit/T0 (val): the store is full. Make room")
+
+
+@asynchronous
+async def test_an_update_that_is_late_is_waited_for():
+    clock = Clock()
+    dispatcher, (a,) = await started(1, clock=clock)
+    await submit(dispatcher, "x", [job("T0")])
+    for _ in range(5):
+        await a.settle(NotYet())
+        clock.now += 10 * ROOM_S
+    await a.answer()
+    assert (await news(dispatcher, "x")).error is None
 
 
 @asynchronous

@@ -487,6 +487,21 @@ def test_failed_trials_are_recorded_and_tried_again():
     assert not [r for r in merged.values() if r.status == "failed"]
 
 
+def test_what_only_a_failure_led_to_is_no_part_of_the_search():
+    spec = spec_of(policy="tpe", prune=None)
+    undisturbed = {r.trial_id: r for r in run(spec)}
+    first = {r.trial_id: r for r in run(spec, broken_trial=fails_some)}
+    sweep, second = start(spec, first)
+    assert sweep.strays() == [], "who knows what their cells will ask for"
+    FakeExecutor(sweep).run()
+    strays = sweep.strays()
+    assert {(first[s].cell.method, first[s].status) for s in strays} == {("ties", "finished")}
+    merged = {**first, **{record.trial_id: record for record in second}}
+    left = [record for trial_id, record in merged.items() if trial_id not in strays]
+    assert numbers(left) == numbers(list(undisturbed.values()))
+    assert start(spec, undisturbed)[0].strays() == []
+
+
 def test_a_cell_whose_trials_all_fail_ends_without_a_test():
     records = run(spec_of(), broken_trial=lambda trial: "no" if trial.cell.method == "iso-cts" else None)
     assert {r.status for r in of(records, "iso-cts")} == {"failed"}

@@ -4,8 +4,10 @@ They take minutes each: `pytest -n 0 --slow -m slow`.
 """
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -333,9 +335,37 @@ def test_a_store_that_can_neither_hold_nor_spill_fails_trials_with_a_reason(home
     finally:
         nodes.close()
     assert code == 3, stderr
-    assert "disk" in stderr.lower(), stderr
+    assert "Ray's object store" in stderr, stderr
+    assert "(Local disk is full)" in stderr, stderr
+    assert "RayTaskError" not in stderr, stderr
     assert "Traceback" not in stderr
     finish(Runner(spec, tmp_path / "out", home), serial_records(spec, big))
+
+
+ASK_FOR_ROOM = """
+import numpy as np
+import ray
+from raymerge.cluster import _lack_of_room
+
+ray.init("{address}", log_to_driver=False)
+small, large = ray.put(np.zeros(10**6, np.uint8)), ray.put(np.zeros(5 * 10**7, np.uint8))
+print(repr(_lack_of_room([small])))
+print(_lack_of_room([small, large]))
+"""
+
+
+@pytest.mark.slow
+def test_a_store_without_room_says_so(monkeypatch):
+    nodes = cluster_of(monkeypatch, 1, store=80 * 2**20, system_config={"local_fs_capacity_threshold": 0.000001})
+    try:
+        command = [sys.executable, "-c", ASK_FOR_ROOM.format(address=nodes.address)]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **TOKEN})
+    finally:
+        nodes.close()
+    nothing, said = asked.stdout.strip().splitlines()
+    assert nothing == "''"
+    assert re.search(r"object store on \S+ has no room for 51\.0 MB of the merged model, and cannot make any", said)
+    assert "--object-store-memory" in said
 
 
 @pytest.mark.slow

@@ -363,6 +363,19 @@ def test_reading_alone_changes_nothing(killed_before_commit):
     assert files(killed_before_commit) == before
 
 
+def test_trials_that_are_set_aside_count_no_more(tmp_path):
+    writer = ResultsWriter(tmp_path, CONTEXT)
+    stray, failed = replace(RECORD, trial_id="00bb"), replace(RECORD, trial_id="00cc", status="failed", scores=())
+    for record in (RECORD, stray, failed):
+        writer.append(record)
+    writer.set_aside([stray, failed])
+    assert read_records(tmp_path).keys() == recover(tmp_path).keys() == {RECORD.trial_id}
+    aside = [name for name in files(tmp_path) if not name.startswith(("trials/", "evaluations/"))]
+    assert aside == [f"superseded/{table}/{PART.replace('00aa', '00bb')}" for table in ("evaluations", "trials")]
+    assert not [name for name in files(tmp_path) if "00cc" in name]
+    writer.set_aside([stray, failed])  # as after a crash half way
+
+
 @pytest.mark.parametrize(
     "change",
     [

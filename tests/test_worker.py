@@ -14,11 +14,11 @@ from torch import Tensor
 from raymerge import worker as worker_module
 from raymerge.checkpoints import load_head, open_checkpoint
 from raymerge.driver import Trial, Weights
-from raymerge.errors import CheckpointError, MergeInputError
+from raymerge.errors import CheckpointError, MergeInputError, UpdateNotHereError
 from raymerge.evaluation import Evaluator
 from raymerge.images import open_images
 from raymerge.merge_request import Merge
-from raymerge.records import Cell, EvalJob, Failed, Point, Scored
+from raymerge.records import Cell, EvalJob, Failed, NotYet, Point, Scored
 from raymerge.shards import jobs_of
 from raymerge.suites import Suite, suite_from_json
 from raymerge.sweep_spec import EvaluationSettings
@@ -64,6 +64,10 @@ class Updates:
         self.fetched.append(update_id)
         if update_id == "broken":
             raise MergeInputError("this update is broken")
+        if update_id == "late":
+            raise UpdateNotHereError
+        if update_id == "too large":
+            raise UpdateNotHereError("the store is full")
         return self.shards[update_id]
 
 
@@ -211,6 +215,18 @@ def test_a_failed_update_fails_the_job_and_leaves_no_weights_behind(suite, updat
     assert outcome == Failed(f"{BACKBONE}/Task1 (test): this update is broken")
     assert correct_of(worker.run(update_job("u"))) == expected
     assert correct_of(worker.run(job())) == correct_of(make_worker(suite, updates).run(job()))
+
+
+def test_a_worker_that_waits_for_an_update_lets_go_of_the_others(suite, updates):
+    """They lie in the store that the missing one may need room in."""
+    worker = make_worker(suite, updates)
+    updates.add("u", seed=3)
+    expected = correct_of(worker.run(update_job("u")))
+    assert worker.run(update_job("late")) == NotYet()
+    assert worker.run(update_job("too large")) == NotYet("the store is full")
+    assert correct_of(worker.run(update_job("u", 0.5))) >= 0
+    assert updates.fetched == ["u", "late", "too large", "u"], "it was fetched again"
+    assert correct_of(worker.run(update_job("u"))) == expected
 
 
 def test_weights_that_were_set_by_half_are_set_again(suite, updates, monkeypatch):

@@ -532,8 +532,8 @@ class _EvalActor:
     def ready(self, backbones: Sequence[str]) -> str:
         return self._worker.ready(backbones)
 
-    def run(self, job: Any) -> Any:
-        return self._worker.run(job)
+    def run(self, *jobs: Any) -> list[Any]:
+        return [self._worker.run(job) for job in jobs]
 
     def cpu_s(self) -> float:
         """Time that this process has spent on processors, for benchmarks."""

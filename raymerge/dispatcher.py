@@ -1,13 +1,15 @@
 """Dispatcher: one queue of shards for all running trials, and the evaluators that empty it. An async Ray actor.
 
-One shard is in flight per evaluator, and the trial that was submitted first is served first: measured best of several
-ways to share evaluators (docs/performance.md). Evaluators join and leave at any time; the shard of one that dies is
+One call is in flight per evaluator, and the trial that was submitted first is served first: measured best of several
+ways to share evaluators (docs/performance.md). A call is one shard, or several where shards take less than asking for
+them does. Evaluators join and leave at any time; the shard of one that dies is
 queued again, before all others.
 """
 
 import asyncio
 import contextlib
 import heapq
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,12 @@ from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, Task
 
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
+CALL_S = 0.003
+"""What a call to an evaluator costs; work that takes no longer is not worth sharing."""
+SHORT_S = 10 * CALL_S
+"""Of work in one call, if its shards are shorter than that."""
+MAX_AT_ONCE = 20
+"""Shards in one call."""
 TOGETHER_S = 0.1
 """How long news of a trial waits for more: every answer costs Tune a turn of its event loop, which trials share."""
 ROOM_S = 30.0
@@ -37,6 +45,8 @@ class _Entry:
     trial_id: str = field(compare=False)
     job: EvalJob = field(compare=False)
     attempts: int = field(default=0, compare=False)
+    alone: bool = field(default=False, compare=False)
+    """Whether it has to be the only shard of its call, so that what goes wrong is known to be its fault."""
     no_room_since: float | None = field(default=None, compare=False)
     """Since when evaluators have had no room for its update."""
 
@@ -110,10 +120,12 @@ class _Member:
     retiring: bool = False
     first_shard: float | None = None
     """When it began its first shard."""
-    entry: _Entry | None = None
+    entries: list[_Entry] = field(default_factory=list)
     """What it works on."""
     started: float | None = None
     """Since when; None while the update of its shard is not there yet."""
+    shard_s: float | None = None
+    """What the longest shard of its last call took; None: nothing is known."""
 
 
 class Dispatcher:
@@ -166,7 +178,7 @@ class Dispatcher:
         """What evaluators do, and which of them died since the last call."""
         lost, self._lost = self._lost, []
         working = [
-            Working(name, m.entry.trial_id, _label(m.entry.job)) if m.entry else Working(name)
+            Working(name, m.entries[0].trial_id, _label(m.entries[0].job)) if m.entries else Working(name)
             for name, m in self._members.items()
         ]
         queued = sum(entry.trial_id in self._tickets for entry in self._queue)
@@ -179,7 +191,7 @@ class Dispatcher:
         members = self._members.values()
         return ServiceStats(
             num_evaluators=len(members),
-            num_busy=sum(m.entry is not None for m in members),
+            num_busy=sum(bool(m.entries) for m in members),
             images=self._images,
             busy_s=self._busy_s + sum(now - m.started for m in members if m.started is not None),
             present_s=self._past_s + sum(now - m.first_shard for m in members if m.first_shard is not None),
@@ -274,43 +286,65 @@ class Dispatcher:
         try:
             while True:
                 idle_since = self._clock()
-                if (entry := await self._next(member)) is None:
+                if not (entries := await self._next(member)):
                     break
                 if self._clock() - idle_since > IDLE_S and not await self._is_alive(member):
                     self._lost.append(evaluator_id)
-                    heapq.heappush(self._queue, entry)
+                    self._queue_again(entries)
                     break
-                member.entry = entry
+                member.entries = entries
                 member.first_shard = self._clock() if member.first_shard is None else member.first_shard
-                outcome: Scored | Failed | None = None
-                try:
-                    job = await self._complete_job(entry)
-                    if job is None:
-                        continue
-                    member.started = self._clock()
-                    outcome = await member.handle.run.remote(job)
-                except RayActorError as error:
-                    self._lost.append(evaluator_id)
-                    outcome = self._requeued(entry, error)
+                if not await self._run(evaluator_id, member):
                     break
-                except Exception as error:  # a bug: the trial fails, the sweep goes on
-                    outcome = Failed(f"{_label(entry.job)}: {type(error).__name__}: {_reason(error)}")
-                finally:
-                    if member.started is not None and not isinstance(outcome, NotYet):
-                        # what lies between its own clock and ours is waiting
-                        elapsed = self._clock() - member.started
-                        self._busy_s += min(elapsed, outcome.seconds) if isinstance(outcome, Scored) else elapsed
-                    member.entry = member.started = None
-                    if isinstance(outcome, NotYet):
-                        outcome = self._postponed(entry, outcome)
-                    if outcome is not None:
-                        self._take(entry, outcome)
         finally:
             del self._members[evaluator_id]
             if member.first_shard is not None:
                 self._past_s += self._clock() - member.first_shard
             async with self._work:
                 self._work.notify()  # it may have been woken for a shard that it did not take
+
+    async def _run(self, evaluator_id: str, member: _Member) -> bool:
+        """Have an evaluator score its shards, and take what comes of it. Returns whether it still lives."""
+        entries, jobs = member.entries, []
+        outcomes: list[Scored | Failed | NotYet | None] = []
+        lives = True
+        try:
+            jobs = [await self._complete_job(entry) for entry in entries]
+            entries = [entry for entry, job in zip(entries, jobs, strict=True) if job is not None]
+            if entries:
+                member.started = self._clock()
+                outcomes = await member.handle.run.remote(*(job for job in jobs if job is not None))
+        except RayActorError as error:
+            lives = False
+            self._lost.append(evaluator_id)
+            outcomes = [self._requeued(entry, error) for entry in entries]
+        except Exception as error:  # a bug: the trial fails, the sweep goes on
+            if len(entries) == 1:
+                outcomes = [Failed(f"{_label(entries[0].job)}: {type(error).__name__}: {_reason(error)}")]
+            else:  # of which of them?
+                outcomes = [None] * len(entries)
+                self._queue_again(entries, alone=True)
+        finally:
+            scored = [outcome for outcome in outcomes if isinstance(outcome, Scored)]
+            if scored:
+                member.shard_s = max(outcome.seconds for outcome in scored)
+            if member.started is not None:
+                # what lies between its own clock and ours is waiting, and so is what an update did not come for
+                elapsed = self._clock() - member.started
+                is_known = all(isinstance(outcome, Scored | NotYet) for outcome in outcomes)
+                self._busy_s += min(elapsed, sum(o.seconds for o in scored)) if is_known else elapsed
+            member.entries, member.started = [], None
+            for entry, outcome in zip(entries, outcomes, strict=False):  # none where the sweep has ended
+                if isinstance(outcome, NotYet):
+                    outcome = self._postponed(entry, outcome)
+                if outcome is not None:
+                    self._take(entry, outcome)
+        return lives
+
+    def _queue_again(self, entries: Sequence[_Entry], *, alone: bool = False) -> None:
+        for entry in entries:
+            entry.alone = entry.alone or alone
+            heapq.heappush(self._queue, entry)
 
     @staticmethod
     async def _is_alive(member: _Member) -> bool:
@@ -338,22 +372,42 @@ class Dispatcher:
                 return None
         return replace(job, update=update.result())
 
-    async def _next(self, member: _Member) -> _Entry | None:
-        """The first shard that is still wanted; None when the evaluator retires."""
+    async def _next(self, member: _Member) -> list[_Entry]:
+        """The first shards that are still wanted, mostly one; none when the evaluator retires."""
         async with self._work:
             while not member.retiring:
-                while self._queue:
-                    entry = heapq.heappop(self._queue)
-                    if entry.trial_id in self._tickets:
-                        return entry
+                if entries := self._pop(member):
+                    return entries
                 await self._work.wait()
-        return None
+        return []
+
+    def _pop(self, member: _Member) -> list[_Entry]:
+        """Shards for one call: as many as are short, but every evaluator gets its part of what is worth sharing."""
+        entries: list[_Entry] = []
+        limit = 1
+        if member.shard_s is not None:
+            share = math.ceil(len(self._queue) / len(self._members))
+            shard_s = max(member.shard_s, CALL_S / MAX_AT_ONCE)
+            limit = min(MAX_AT_ONCE, int(SHORT_S / shard_s), max(share, int(CALL_S / shard_s)))
+        while self._queue and len(entries) < max(1, limit):
+            entry = self._queue[0]
+            if entry.trial_id in self._tickets:
+                is_single = entry.alone or not self._has_update(entry.job)  # which may be long in coming
+                if entries and is_single:
+                    break
+                entries.append(entry)
+                limit = 1 if is_single else limit
+            heapq.heappop(self._queue)
+        return entries
+
+    def _has_update(self, job: EvalJob) -> bool:
+        return job.update_id is None or self._update(job.update_id).done()
 
     def _requeued(self, entry: _Entry, error: RayActorError) -> Failed | None:
         """Queue the shard of an evaluator that died; or what becomes of it when it has cost too many."""
         entry.attempts += 1
         if entry.attempts < MAX_ATTEMPTS:
-            heapq.heappush(self._queue, entry)
+            self._queue_again([entry], alone=True)
             return None
         return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({_reason(error)})")
 
@@ -365,7 +419,7 @@ class Dispatcher:
             entry.no_room_since = self._clock()
         elif self._clock() - entry.no_room_since > ROOM_S:
             return Failed(f"{_label(entry.job)}: {outcome.no_room}")
-        heapq.heappush(self._queue, entry)
+        self._queue_again([entry])
         return None
 
     def _take(self, entry: _Entry, outcome: Scored | Failed) -> None:

@@ -41,21 +41,23 @@ def test_one_evaluator_in_four_is_slower():
     assert [shard_seconds(number, 0.5) for number in range(5)] == [0.5, 0.5, 0.5, 1.0, 0.5]
 
 
-def test_evaluators_sleep_side_by_side_but_each_has_one_shard():
-    async def both(first: int, second: int) -> tuple[Scored | Failed, ...]:
+def test_evaluators_sleep_side_by_side_but_each_has_one_call():
+    async def both(first: int, second: int) -> list[list[Scored | Failed]]:
         evaluators = SleepingEvaluators(0.001)
-        return await asyncio.gather(evaluators.run(first, JOB), evaluators.run(second, JOB))
+        return await asyncio.gather(evaluators.run(first, JOB), evaluators.run(second, JOB, JOB))
 
-    one, other = asyncio.run(both(0, 3))
+    (one,), (other, as_well) = asyncio.run(both(0, 3))
     assert isinstance(one, Scored)
     assert isinstance(other, Scored)
     assert (one.seconds, other.seconds) == (0.001, 0.002)
     assert one.correct == other.correct, "weights and task decide"
     assert 300 <= one.correct <= 900
     assert one.total == 1000
+    assert as_well == other
     _, again = asyncio.run(both(1, 1))
-    assert isinstance(again, Failed)
-    assert "evaluator 1" in again.error
+    assert len(again) == 2
+    assert isinstance(again[0], Failed)
+    assert "evaluator 1" in again[0].error
 
 
 def test_one_of_several_is_called_by_its_number():

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from raymerge.dispatcher import IDLE_S, MAX_ATTEMPTS, ROOM_S, Dispatcher, Observation, Progress, Working
+from raymerge.dispatcher import (
+    IDLE_S,
+    MAX_AT_ONCE,
+    MAX_ATTEMPTS,
+    ROOM_S,
+    SHORT_S,
+    Dispatcher,
+    Observation,
+    Progress,
+    Working,
+)
 from raymerge.records import EvalJob, Failed, NotYet, Predictions, Scored, ServiceStats, TaskScore
 
 
@@ -27,18 +37,21 @@ class FakeEvaluator:
         self.run = Method(self._run)
         self.ready = Method(self._ready)
         self.jobs: list[EvalJob] = []
+        self.num_calls = 0
         self.num_asked = 0
         """How often it was asked whether it is alive."""
         self.is_dead = False
         self._outcome: asyncio.Future[Any] | None = None
 
-    async def _run(self, job: EvalJob) -> Any:
-        assert self._outcome is None, "one shard at a time"
+    async def _run(self, *jobs: EvalJob) -> Any:
+        assert self._outcome is None, "one call at a time"
         assert not self.is_dead
-        self.jobs.append(job)
+        self.jobs += jobs
+        self.num_calls += 1
         self._outcome = asyncio.get_running_loop().create_future()
         try:
-            return await self._outcome
+            outcome = await self._outcome
+            return outcome if isinstance(outcome, list) else [outcome]
         finally:
             self._outcome = None
 
@@ -141,6 +154,129 @@ def answers(of: EvalJob) -> Predictions:
     """One byte an image: where it is."""
     images = bytes(range(of.start, of.stop))
     return Predictions(images, images[::-1])
+
+
+# --- several shards in one call -------------------------------------------------------------------------------------
+
+
+def short(num_jobs: int, seconds: float = 0.001) -> list[Scored]:
+    return [Scored(1, 10, seconds)] * num_jobs
+
+
+async def with_short_shards(num_evaluators: int, seconds: float = 0.001) -> tuple[Dispatcher, list[FakeEvaluator]]:
+    """Evaluators that have scored one shard each, which took so long."""
+    dispatcher, evaluators = await started(num_evaluators)
+    await submit(dispatcher, "first", [job(f"F{i}") for i in range(num_evaluators)])
+    for evaluator in evaluators:
+        await evaluator.settle(short(1, seconds))
+    return dispatcher, evaluators
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_shards", "expected"),
+    [
+        (0.0, 12, 12),
+        (0.001, 12, 12),
+        (0.005, 12, 6),
+        (0.0101, 12, 2),
+        (0.016, 12, 1),
+        (9.0, 12, 1),
+        (0.0, 50, MAX_AT_ONCE),
+    ],
+)
+def test_as_many_shards_as_are_short_make_a_call(seconds, num_shards, expected):
+    async def check() -> None:
+        dispatcher, (a,) = await with_short_shards(1, seconds)
+        await submit(dispatcher, "x", [job(f"T{i}") for i in range(num_shards)])
+        assert [j.task for j in a.jobs[1:]] == [f"T{i}" for i in range(expected)]
+        await a.settle(short(expected))
+        assert (await news(dispatcher, "x")).num_scored == expected
+
+    asyncio.run(check())
+    assert (SHORT_S, MAX_AT_ONCE) == (0.03, 20)
+
+
+@asynchronous
+async def test_shards_that_take_no_time_are_not_worth_sharing():
+    dispatcher, evaluators = await with_short_shards(3, 0.0)
+    await submit(dispatcher, "x", [job(f"T{i}") for i in range(7)])
+    assert [len(e.jobs) - 1 for e in evaluators] == [7, 0, 0]
+
+
+@asynchronous
+async def test_every_evaluator_gets_its_part_of_short_shards():
+    dispatcher, evaluators = await with_short_shards(3, 0.002)
+    await submit(dispatcher, "x", [job(f"T{i}") for i in range(7)])
+    assert [len(e.jobs) - 1 for e in evaluators] == [3, 2, 1], "a third of what is left, each"
+    await evaluators[2].settle(short(1))
+    assert evaluators[2].job == job("T6")
+    assert [e.num_calls for e in evaluators] == [2, 2, 3]
+
+
+@asynchronous
+async def test_a_call_of_several_shards_gives_every_task_its_own_outcome():
+    dispatcher, (a,) = await with_short_shards(1)
+    await dispatcher.submit("x", [job("T0"), job("T1", 0, 10), job("T1", 10, 20)])
+    await submit(dispatcher, "y", [job("T0")])
+    assert len(a.jobs) == 5, "of two trials"
+    await a.settle([Scored(3, 10, 0.001), Scored(4, 10, 0.002), Scored(5, 10, 0.003), Failed("broken")])
+    scores = (await news(dispatcher, "x")).scores
+    assert [(s.task, s.correct, s.total) for s in scores] == [("T0", 3, 10), ("T1", 9, 20)]
+    assert (await news(dispatcher, "y")).error == "broken"
+
+
+@asynchronous
+async def test_after_a_death_the_shards_of_a_call_come_one_by_one():
+    dispatcher, (a,) = await with_short_shards(1)
+    await submit(dispatcher, "x", [job(f"T{i}") for i in range(3)])
+    assert len(a.jobs) == 4
+    await a.settle(ActorDiedError())
+    b = await join(dispatcher, "b")
+    for i in range(3):
+        assert b.jobs[i:] == [job(f"T{i}")], "no innocent one pays for its neighbour again"
+        await b.settle(short(1))
+    assert (await news(dispatcher, "x")).error is None
+
+
+@asynchronous
+async def test_a_bug_fails_the_trial_that_has_it_and_no_other_one_of_the_call():
+    dispatcher, (a,) = await with_short_shards(1)
+    await submit(dispatcher, "x", [job("T0")])
+    await submit(dispatcher, "y", [job("T1")])
+    await submit(dispatcher, "z", [job("T2")])
+    await a.settle(short(1))  # x was there first, alone
+    assert [j.task for j in a.jobs[2:]] == ["T1", "T2"]
+    await a.settle(ValueError("a bug"))
+    assert a.jobs[4:] == [job("T1")]
+    await a.settle(ValueError("a bug"))
+    await a.settle(short(1))
+    assert (await news(dispatcher, "y")).error == "vit/T1 (val): ValueError: a bug"
+    assert (await news(dispatcher, "z")).error is None
+
+
+@asynchronous
+async def test_a_shard_whose_update_is_late_keeps_no_other_waiting():
+    dispatcher, (a,) = await with_short_shards(1)
+    await submit(dispatcher, "x", [job("T0"), job("T1"), job("T2", update_id="u"), job("T3")])
+    assert [j.task for j in a.jobs[1:]] == ["T0", "T1"]
+    await a.settle(short(2))
+    assert not a.is_busy
+    await dispatcher.publish("u", ["shard"])
+    await react()
+    assert [j.task for j in a.jobs[3:]] == ["T2"]
+
+
+@asynchronous
+async def test_work_of_a_call_is_that_of_its_shards():
+    clock = Clock()
+    dispatcher, (a,) = await started(1, clock=clock)
+    await submit(dispatcher, "x", [job("T0")])
+    await a.settle(short(1, 0.0))
+    await submit(dispatcher, "y", [job("T1"), job("T2"), job("T3")])
+    clock.now += 0.5
+    await a.settle([Scored(1, 10, 0.01), NotYet(), Scored(1, 10, 0.02)])
+    assert (await stats(dispatcher)).busy_s == pytest.approx(0.03)
+    assert a.job == job("T2"), "its update had not come"
 
 
 # --- order and counts -----------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ class _Actor:
         for start in range(0, count, self._shard_images):
             stop = min(start + self._shard_images, count)
             job = EvalJob(self._backbone, TASK, "val", start, stop, "theta_0", 0.0, None)
-            (outcome,) = cluster.get([self._handle.run.remote(job)])
+            ((outcome,),) = cluster.get([self._handle.run.remote(job)])
             if not isinstance(outcome, Scored):
                 raise EvaluationError(outcome.error)
             correct += outcome.correct

@@ -19,7 +19,7 @@ def shard_seconds(number: int, seconds: float) -> float:
 
 
 class SleepingEvaluators:
-    """Some evaluators in one process, an async actor. Each has one shard in flight, as a process of its own has."""
+    """Some evaluators in one process, an async actor. Each has one call in flight, as a process of its own has."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -28,17 +28,21 @@ class SleepingEvaluators:
     async def ready(self, number: int, backbones: Sequence[str]) -> str:
         return "none"
 
-    async def run(self, number: int, job: EvalJob) -> Scored | Failed:
-        """Score a shard with a share that follows from its weights and task."""
+    async def run(self, number: int, *jobs: EvalJob) -> list[Scored | Failed]:
+        """Score shards with shares that follow from their weights and tasks."""
         if number in self._busy:
-            return Failed(f"evaluator {number} got a second shard before its first was done")
+            return [Failed(f"evaluator {number} was called again before its first call was done")] * len(jobs)
         self._busy.add(number)
         try:
             seconds = shard_seconds(number, self._seconds)
             if seconds:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(seconds * len(jobs))
         finally:
             self._busy.remove(number)
+        return [self._score(job, seconds) for job in jobs]
+
+    @staticmethod
+    def _score(job: EvalJob, seconds: float) -> Scored:
         share = 0.3 + 0.6 * zlib.crc32(f"{job.weights_id}/{job.task}".encode()) / 2**32
         # the time it was to take: waking up late is no evaluation
         return Scored(round(share * (job.stop - job.start)), job.stop - job.start, seconds)

@@ -5,6 +5,7 @@ the system then has to clear them, page by page. That took up to a quarter of th
 some processes and not in others, as it depends on what was allocated before (docs/performance.md).
 """
 
+import contextlib
 import ctypes
 from functools import cache
 
@@ -25,3 +26,9 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def give_freed_memory_back() -> None:
+    """What is kept goes back to the system this once, for those who do not ask the heap: threads, generated code."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

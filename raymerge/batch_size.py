@@ -51,7 +51,7 @@ def fastest_batch_size(seconds_of: Callable[[int], float], sizes: Sequence[int] 
     for size in sizes:
         try:
             per_image[size] = seconds_of(size) / size
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             break
@@ -61,7 +61,17 @@ def fastest_batch_size(seconds_of: Callable[[int], float], sizes: Sequence[int] 
     return next((size for size, seconds in per_image.items() if seconds <= GOOD_ENOUGH * best), sizes[0])
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory is out: it has a class for GPUs, and words for CPUs and for NVIDIA's libraries."""
-    words = ("not enough memory", "can't allocate memory", "_STATUS_ALLOC_FAILED", "out of memory")
-    return any(word in str(error) for word in words) or type(error).__name__ == "OutOfMemoryError"
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether torch says that memory is out: it has a class for GPUs, and words for CPUs and for NVIDIA's libraries.
+
+    oneDNN, which multiplies matrices on CPUs, says only what it could not do.
+    """
+    words = (
+        "not enough memory",
+        "can't allocate memory",
+        "_STATUS_ALLOC_FAILED",
+        "out of memory",
+        "could not create a primitive",
+    )
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or any(word in str(error) for word in words)

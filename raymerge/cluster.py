@@ -300,6 +300,8 @@ def check_suite(
         CheckpointError, DataError: the first problem found.
     """
     options = _only_on(node_ids)
+    if node_ids and not any(node.resources.get("CPU") for node in alive_nodes() if node.node_id in node_ids):
+        options["num_cpus"] = 0  # the head of a cluster whose other nodes are yet to come
     backbone_check, task_check = _check_backbone.options(**options), _check_task.options(**options)
     checks = [backbone_check.remote(suite, backbone) for backbone in tasks]
     checks += [task_check.remote(suite, backbone, task, moments) for backbone, names in tasks.items() for task in names]

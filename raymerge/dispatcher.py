@@ -1,9 +1,8 @@
 """Dispatcher: one queue of shards for all running trials, and the evaluators that empty it. An async Ray actor.
 
 One call is in flight per evaluator, and the trial that was submitted first is served first: measured best of several
-ways to share evaluators (docs/performance.md). A call is one shard, or several where shards take less than asking for
-them does. Evaluators join and leave at any time; the shard of one that dies is
-queued again, before all others.
+ways to share evaluators (docs/performance.md). A call is one shard, or several where they are short beside what a call
+costs. Evaluators join and leave at any time; the shards of one that dies are queued again, before all others.
 """
 
 import asyncio
@@ -301,7 +300,7 @@ class Dispatcher:
             if member.first_shard is not None:
                 self._past_s += self._clock() - member.first_shard
             async with self._work:
-                self._work.notify()  # it may have been woken for a shard that it did not take
+                self._work.notify_all()  # it may have been woken for a shard that it did not take, or leave several
 
     async def _run(self, evaluator_id: str, member: _Member) -> bool:
         """Have an evaluator score its shards, and take what comes of it. Returns whether it still lives."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from raymerge.allocator import keep_freed_memory
+from raymerge.allocator import give_freed_memory_back, keep_freed_memory
 from raymerge.batch_size import GPU_DEFAULT, cpu_batch_size, fastest_batch_size, image_size, is_out_of_memory
 from raymerge.checkpoints import PREFIX, Checkpoint
 from raymerge.errors import CheckpointError, EvaluationError
@@ -144,10 +144,10 @@ class Evaluator:
                     done += len(batch)
                     yield features
                 continue
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if self._keep_batch_size or not is_out_of_memory(error):
                     raise
-                reason = str(error).split(". ")[0].strip()
+                reason = str(error).split(". ")[0].strip() or type(error).__name__
             self._halve(reason)  # out here, where the error no longer holds the tensors it was about
 
     @torch.inference_mode()
@@ -169,6 +169,8 @@ class Evaluator:
         logger.warning("out of memory (%s): going on with %d images at a time", reason, self._batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            give_freed_memory_back()
 
     def _auto_batch_size(self) -> int:
         size = image_size(self._encoder)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 from ray._raylet import AuthenticationTokenLoader, Config
@@ -22,6 +23,11 @@ class Nodes:
     @property
     def address(self) -> str:
         return self._cluster.address
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what Ray's processes on this machine say."""
+        return Path(self._cluster.head_node.get_logs_dir_path())
 
     def add(self, cpus: int):
         """A node, as one more raylet with a store of its own."""

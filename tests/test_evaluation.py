@@ -273,7 +273,7 @@ def ask_for_too_much() -> None:
     torch.empty(2**58, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("error", [None, ask_for_too_much], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("error", [None, ask_for_too_much, MemoryError()], ids=["gpu", "cpu", "c++"])
 def test_out_of_memory_halves_the_batch_for_good(tmp_path, error):
     encoder = Small(room=10, error=error)
     evaluator = Evaluator(encoder, zero_shot(tmp_path / "z.pt", torch.eye(3)), **PLAIN, batch_size=32)

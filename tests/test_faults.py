@@ -5,6 +5,7 @@ They take minutes each: `pytest -n 0 --slow -m slow`.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tiny_suite import tiny_moments, tiny_suite
 
 from raymerge import results
 from raymerge.bench.chaos import listens
-from raymerge.bench.proc import kill
+from raymerge.bench.proc import below, kill, memory_of
 from raymerge.output import read_manifest
 from raymerge.records import TrialRecord
 from raymerge.suites import Suite
@@ -34,6 +35,15 @@ num_tasks: [2, 4]
 methods: [zero-shot, task-arithmetic, consensus-ta, iso-c, iso-cts]
 search: {{trials: 6, batch: 3, prune: {{after: 0.25, margin: 0.1}}}}
 evaluation: {{shard_images: 40}}
+"""
+
+ONE_CELL = """\
+name: memory
+suite: {suite}
+num_tasks: [2]
+methods: [task-arithmetic]
+search: {{trials: 3, batch: 3}}
+evaluation: {{shard_images: 4000}}
 """
 
 
@@ -340,6 +350,37 @@ def test_a_store_that_can_neither_hold_nor_spill_fails_trials_with_a_reason(home
     assert "RayTaskError" not in stderr, stderr
     assert "Traceback" not in stderr
     finish(Runner(spec, tmp_path / "out", home), serial_records(spec, big))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="limits the memory of a node with prlimit")
+def test_an_evaluator_out_of_memory_goes_on_with_smaller_batches(home, tmp_path, monkeypatch):
+    big = tiny_suite(tmp_path / "suite", num_tasks=2, images=4000, width=240)
+    spec = tmp_path / "big.yaml"
+    spec.write_text(ONE_CELL.format(suite=big.root))
+    expected = serial_records(spec, big)
+    # on one node an evaluator with small batches shows how much it needs, on the next it gets little more
+    needed = 0
+    for batch_size, name in ((32, "small"), (4000, "large")):
+        nodes = cluster_of(monkeypatch, 0)
+        limit = f"--data={needed + 100 * 2**20}" if needed else "--data=unlimited"
+        command = ["prlimit", limit, "ray", "start", f"--address={nodes.address}", "--num-cpus=2", "--block"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        node = subprocess.Popen(command, env={**os.environ, **TOKEN}, **quiet)
+        try:
+            sets = ("--set", f"evaluation.batch_size={batch_size}", "--set", "resources.evaluators=1")
+            runner = Runner(spec, tmp_path / name, home, "--address", nodes.address, *sets)
+            runner.wait_until(lambda runner=runner: runner.num_trials() >= 1)
+            assert runner.process.poll() is None, runner.wait()[2]
+            needed = max(memory_of(pid)["VmData"] for pid, process in below([node.pid]) if "_EvalActor" in process)
+            finish(runner, expected)
+            logs = nodes.logs.glob("worker-*")
+            halved = [line for log in logs for line in log.read_text().splitlines() if "going on with" in line]
+            assert bool(halved) == (name == "large"), halved
+        finally:
+            os.killpg(node.pid, signal.SIGTERM)
+            node.wait(timeout=60)
+            nodes.close()
 
 
 ASK_FOR_ROOM = """

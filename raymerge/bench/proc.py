@@ -16,7 +16,7 @@ def memory_of(pid: int) -> dict[str, int]:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    fields = (line.split() for line in lines if line.startswith(("VmRSS", "Rss", "VmHWM")))
+    fields = (line.split() for line in lines if line.startswith(("VmRSS", "Rss", "VmHWM", "VmData")))
     return {name.rstrip(":"): 1024 * int(size) for name, size, _ in fields}
 
 

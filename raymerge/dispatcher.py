@@ -304,7 +304,7 @@ class Dispatcher:
 
     async def _run(self, evaluator_id: str, member: _Member) -> bool:
         """Have an evaluator score its shards, and take what comes of it. Returns whether it still lives."""
-        entries, jobs = member.entries, []
+        entries = member.entries
         outcomes: list[Scored | Failed | NotYet | None] = []
         lives = True
         try:
@@ -319,7 +319,7 @@ class Dispatcher:
             outcomes = [self._requeued(entry, error) for entry in entries]
         except Exception as error:  # a bug: the trial fails, the sweep goes on
             if len(entries) == 1:
-                outcomes = [Failed(f"{_label(entries[0].job)}: {type(error).__name__}: {_reason(error)}")]
+                outcomes = [Failed(f"{_label(entries[0].job)}: {type(error).__name__}: {reason_of(error)}")]
             else:  # of which of them?
                 outcomes = [None] * len(entries)
                 self._queue_again(entries, alone=True)
@@ -408,7 +408,7 @@ class Dispatcher:
         if entry.attempts < MAX_ATTEMPTS:
             self._queue_again([entry], alone=True)
             return None
-        return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({_reason(error)})")
+        return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({reason_of(error)})")
 
     def _postponed(self, entry: _Entry, outcome: NotYet) -> Failed | None:
         """Queue a shard again whose update was not there; or what becomes of it when there is no room for that."""
@@ -446,7 +446,8 @@ class Dispatcher:
         ticket.changed.set()
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error says in a line; of one that a task raised, whose own text is a traceback, what that was."""
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__

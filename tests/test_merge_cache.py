@@ -238,7 +238,7 @@ def test_the_key_changes_with_the_code_that_merges(tmp_path, monkeypatch, change
     assert (merge_cache.code_version.__wrapped__() != before) is matters
 
 
-def test_the_key_changes_with_thecode_version(folder, monkeypatch):
+def test_the_key_changes_with_the_code_version(folder, monkeypatch):
     before = merge_key(request_of(folder, "iso-c"), HASHES, Output())
     monkeypatch.setattr(merge_cache, "code_version", lambda: "another")
     assert merge_key(request_of(folder, "iso-c"), HASHES, Output()) != before

@@ -2,17 +2,15 @@
 
 import contextlib
 import re
-import signal
-import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
 
 from raymerge.errors import OutputError
+from raymerge.interrupts import interrupts_held
 from raymerge.whole_file import TEMPORARY_SUFFIX, make_directory, whole_file
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -125,7 +123,7 @@ class Folder:
         elif self._is_object_store:
             # an upload that failed leaves no object, but a stream that is closed, or forgotten, before everything was
             # written to it publishes what it has: nothing may come between opening and writing
-            with _signals_held():
+            with interrupts_held():
                 self._put(self.full(path), data)
         else:
             folder, _, name = self.full(path).rpartition("/")
@@ -206,21 +204,3 @@ def _s3_options(filesystem: fs.FileSystem) -> dict:
     """What the constructor has to be given for such a filesystem; pickling tells it, and nothing else does."""
     _, (options,) = filesystem.__reduce__()  # type: ignore[misc]
     return dict(options)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let no handler of a signal, which may raise, run before the block has ended; then they run."""
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
-        yield
-        return
-    received: list[int] = []
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from raymerge.errors import RaymergeError
+from raymerge.interrupts import interrupts_held
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ def run_jobs(
                 job = next(remaining, None)
                 if job is None:
                     break
-                with _signals_held():
+                with _away_from_signals():
                     running[pool.submit(function, job)] = job
             if not running:
                 return
@@ -102,11 +103,14 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """A process that starts meanwhile never sees Ctrl-C or SIGTERM: its parent does, and tells it to stop."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _away_from_signals() -> Iterator[None]:
+    """A process that starts meanwhile never sees Ctrl-C or SIGTERM: its parent does, and tells it to stop.
+
+    The parent does so after the block: a process that was started and not told what to do ends with a traceback.
+    """
+    with interrupts_held():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -16,6 +16,7 @@ LAYERS = {
     "raymerge.records": 0,
     "raymerge.errors": 0,
     "raymerge.allocator": 0,
+    "raymerge.interrupts": 0,
     "raymerge.notes": 0,
     "raymerge.alignment": 1,
     "raymerge.layer_analysis": 1,

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -78,6 +80,39 @@ def test_what_runs_ends_when_nobody_waits(tmp_path):
 def _either(path: Path) -> None:
     if not path.is_dir():
         until_told(path)
+
+
+WITH_A_SIGNAL = """
+import os, signal, sys, threading, time
+from multiprocessing import util
+from raymerge.processes import run_jobs
+
+number, spawn = signal.Signals[sys.argv[1]], util.spawnv_passfds
+
+def spawn_and_signal(path, args, passed):
+    process = spawn(path, args, passed)
+    if any("spawn_main" in str(arg) for arg in args):
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)  # any handler has run
+    return process
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+signal.signal(number, stop)
+util.spawnv_passfds = spawn_and_signal
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()  # it receives what the main thread blocks
+try:
+    list(run_jobs(abs, [-1, -2], 2))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_process_starts_waits_until_it_has_started(name):
+    done = subprocess.run([sys.executable, "-c", WITH_A_SIGNAL, name], capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
 
 
 def test_few_images_need_few_processes():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from made_once import made_once
 from sweep_process import Runner, assert_same_as_serial, comparable, serial_records
 from tiny_suite import tiny_moments, tiny_suite
 
@@ -45,39 +47,56 @@ search: {{trials: 6, batch: 3, prune: {{after: 0.25, margin: 0.1}}}}
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    suite = tiny_suite(tmp_path_factory.mktemp("suite"), num_tasks=4)
-    tiny_moments(suite, suite.root / "moments")
-    return suite
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suite, a sweep file, and its results on two evaluators that nobody disturbed, with predictions."""
+
+    def make(folder: Path) -> None:
+        suite = tiny_suite(folder / "suite", num_tasks=4)
+        assert open_suite(suite.root) == suite
+        tiny_moments(suite, suite.root / "moments")
+        spec_file = folder / "tiny.yaml"
+        spec_file.write_text(SPEC.format(suite=suite.root, methods=", ".join(METHODS)))
+        output = folder / "undisturbed"
+        code, stdout, stderr = Runner(
+            spec_file, output, folder / "home", "--set", "resources.evaluators=2", *STORE
+        ).wait()
+        assert code == 0, stderr
+        assert "Iso-CTS" in stdout
+        assert str(output) in stdout
+
+    return made_once(tmp_path_factory, "sweep-on-ray", make)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One merge cache for the module: which merges are cached must not matter."""
-    return tmp_path_factory.mktemp("home")
+def suite(world: Path) -> Suite:
+    return open_suite(world / "suite")
 
 
 @pytest.fixture(scope="module")
-def spec_file(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sweeps") / "tiny.yaml"
-    path.write_text(SPEC.format(suite=suite.root, methods=", ".join(METHODS)))
-    return path
+def home(world: Path) -> Path:
+    """One merge cache for all: which merges are cached must not matter."""
+    return world / "home"
+
+
+@pytest.fixture(scope="module")
+def spec_file(world: Path) -> Path:
+    return world / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path) -> Path:
+    return world / "undisturbed"
+
+
+@pytest.fixture
+def finished(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the results to run on."""
+    return Path(shutil.copytree(undisturbed, tmp_path / "finished"))
 
 
 @pytest.fixture(scope="module")
 def serial(suite: Suite, spec_file: Path) -> dict[str, TrialRecord]:
     return serial_records(spec_file, suite)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(spec_file: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of the sweep on two evaluators that nobody disturbed, with predictions."""
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    code, stdout, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=2", *STORE).wait()
-    assert code == 0, stderr
-    assert "Iso-CTS" in stdout
-    assert str(output) in stdout
-    return output
 
 
 def test_sweep_equals_the_serial_twin(undisturbed: Path, serial: dict[str, TrialRecord]) -> None:
@@ -118,23 +137,16 @@ def test_chosen_parameters_are_the_argmax_of_the_stored_validation_rows(undistur
         assert sum(r.split == "test" for r in of_cell) == 1, "test is computed once"
 
 
-def test_one_evaluator_gives_the_same_summary_as_two(
-    spec_file: Path, home: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    code, _, stderr = Runner(spec_file, tmp_path / "one", home, "--set", "resources.evaluators=1").wait()
-    assert code == 0, stderr
-    one, two = (comparable(results.load(output, "summary")) for output in (tmp_path / "one", undisturbed))
-    pd.testing.assert_frame_equal(one, two)
-
-
-def test_a_finished_sweep_runs_nothing_again(spec_file: Path, home: Path, undisturbed: Path) -> None:
+def test_a_finished_sweep_runs_nothing_again(spec_file: Path, home: Path, finished: Path) -> None:
     before = {
-        path: path.stat().st_mtime_ns for path in undisturbed.glob("**/part-*.parquet") if "summary" not in str(path)
+        path: path.stat().st_mtime_ns for path in finished.glob("**/part-*.parquet") if "summary" not in str(path)
     }
-    code, stdout, stderr = Runner(spec_file, undisturbed, home).wait()
+    code, stdout, stderr = Runner(spec_file, finished, home, "--json").wait()
     assert code == 0, stderr
-    assert "Iso-CTS" in stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    told = json.loads(stdout)
+    assert told["output"] == str(finished)
+    assert {row["method"] for row in told["rows"]} == set(METHODS)
 
 
 def test_killed_again_and_again(
@@ -162,7 +174,7 @@ def test_killed_again_and_again(
 
 
 def test_interrupt_keeps_everything_finished_and_the_same_command_continues(
-    spec_file: Path, home: Path, serial: dict[str, TrialRecord], tmp_path: Path
+    spec_file: Path, home: Path, undisturbed: Path, serial: dict[str, TrialRecord], tmp_path: Path
 ) -> None:
     output = tmp_path / "interrupted"
     runner = Runner(spec_file, output, home)
@@ -173,9 +185,11 @@ def test_interrupt_keeps_everything_finished_and_the_same_command_continues(
     assert "Traceback" not in stderr
     kept = {path.name for path in output.glob("trials/**/part-*.parquet")}
     assert 10 <= len(kept) < len(serial)
-    code, _, stderr = Runner(spec_file, output, home).wait()
+    code, _, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=1").wait()
     assert code == 0, stderr
     assert_same_as_serial(output, serial)
+    one, two = (comparable(results.load(folder, "summary")) for folder in (output, undisturbed))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_an_evaluator_that_is_killed_costs_nothing(
@@ -203,8 +217,8 @@ def test_two_sweeps_into_one_folder(spec_file: Path, home: Path, tmp_path: Path)
     assert "another sweep is writing" in stderr
 
 
-def test_another_spec_is_refused(spec_file: Path, home: Path, undisturbed: Path) -> None:
-    code, _, stderr = Runner(spec_file, undisturbed, home, "--set", "search.seed=7").wait()
+def test_another_spec_is_refused(spec_file: Path, home: Path, finished: Path) -> None:
+    code, _, stderr = Runner(spec_file, finished, home, "--set", "search.seed=7").wait()
     assert code == 4
     assert "spec" in stderr
     assert "--output" in stderr
@@ -250,12 +264,6 @@ def test_more_evaluators_than_the_machine_has_cores(spec_file: Path, home: Path,
     assert "1000" in stderr
 
 
-def test_json_names_the_output(spec_file: Path, home: Path, undisturbed: Path) -> None:
-    code, stdout, _ = Runner(spec_file, undisturbed, home, "--json").wait()
-    assert code == 0
-    assert json.loads(stdout)["output"] == str(undisturbed)
-
-
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -270,7 +278,3 @@ def _wrong_head(path: Path) -> None:
     from raymerge.checkpoints import save_head
 
     save_head(path, torch.randn(2, 16))
-
-
-def test_open_suite_reads_what_tiny_suite_wrote(suite: Suite) -> None:
-    assert open_suite(suite.root) == suite

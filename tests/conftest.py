@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)  # the others fill the cores while these wait
     if config.getoption("--slow"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -141,6 +141,7 @@ def test_every_side_gets_the_same_images(tmp_path, tiny_model):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_backbone_is_timed(tiny_model):
     told: list[str] = []
     with cluster.connected(None):

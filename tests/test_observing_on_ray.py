@@ -1,11 +1,11 @@
-"""A real sweep as it looks from another terminal: while it runs, killed, interrupted, finished."""
+"""A real sweep that is killed, interrupted and finished: what it keeps, and how it looks from another terminal."""
 
 import json
 import signal
 from pathlib import Path
 
 import pytest
-from test_sweep_on_ray import Runner
+from sweep_process import Runner, assert_same_as_serial, serial_records
 from test_trackers import scalars_of
 from tiny_suite import tiny_suite
 
@@ -51,13 +51,18 @@ def test_a_sweep_seen_from_outside(tmp_path: Path) -> None:
 
     runner = started(runner.num_trials() + 3)
     runner.process.send_signal(signal.SIGINT)
-    assert runner.wait()[0] == 130
+    code, _, stderr = runner.wait()
+    assert code == 130, stderr
+    assert "Traceback" not in stderr
     assert report(output).verdict == "interrupted"
+    serial = serial_records(spec, suite)
+    assert 6 <= runner.num_trials() < len(serial)
 
     code, _, stderr = Runner(spec, output, tmp_path / "home").wait()
     assert code == 0, stderr
     found = report(output)
     assert (found.verdict, found.status["cells"]) == ("finished", {"done": 2, "total": 2})
+    assert_same_as_serial(output, serial)
     records = results.read_records(output)
     assert found.status["trials"] == {"finished": len(records), "pruned": 0, "failed": 0, "running": 0}
     assert found.status["best"][0]["methods"][0]["method"] == "Iso-C"

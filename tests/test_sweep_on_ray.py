@@ -155,7 +155,7 @@ def test_killed_again_and_again(
     output = tmp_path / "killed"
     total = len(serial)
     for target in (1, total // 2):
-        runner = Runner(spec_file, output, home)
+        runner = Runner(spec_file, output, home, "--set", "resources.evaluators=1")
         runner.wait_until(lambda runner=runner, target=target: runner.num_trials() >= target)
         runner.process.send_signal(signal.SIGKILL)
         runner.wait()
@@ -171,25 +171,6 @@ def test_killed_again_and_again(
         results.load(folder, "predictions").set_index(["trial_id", "task"]) for folder in (output, undisturbed)
     )
     assert one["predicted"].map(list).to_dict() == other["predicted"].map(list).to_dict()
-
-
-def test_interrupt_keeps_everything_finished_and_the_same_command_continues(
-    spec_file: Path, home: Path, undisturbed: Path, serial: dict[str, TrialRecord], tmp_path: Path
-) -> None:
-    output = tmp_path / "interrupted"
-    runner = Runner(spec_file, output, home)
-    runner.wait_until(lambda: runner.num_trials() >= 10)
-    runner.process.send_signal(signal.SIGINT)
-    code, _, stderr = runner.wait()
-    assert code == 130, stderr
-    assert "Traceback" not in stderr
-    kept = {path.name for path in output.glob("trials/**/part-*.parquet")}
-    assert 10 <= len(kept) < len(serial)
-    code, _, stderr = Runner(spec_file, output, home, "--set", "resources.evaluators=1").wait()
-    assert code == 0, stderr
-    assert_same_as_serial(output, serial)
-    one, two = (comparable(results.load(folder, "summary")) for folder in (output, undisturbed))
-    pd.testing.assert_frame_equal(one, two)
 
 
 def test_an_evaluator_that_is_killed_costs_nothing(

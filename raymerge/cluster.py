@@ -29,7 +29,7 @@ from ray.exceptions import (
 from ray.experimental import get_object_locations
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.dispatcher import Dispatcher, Observation, reason_of
+from raymerge.dispatcher import Dispatcher, Observation
 from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError, first_line
 from raymerge.evaluation_choice import EvaluationChoice, common_choice
 from raymerge.evaluator_pool import ActorLost, Node, cpus_of, describe, describe_needs
@@ -498,7 +498,7 @@ def _fetch(references: Sequence[Any]) -> list[Any]:
         raise UpdateNotHereError from error
     except STORE_FULL as error:  # of the task that merged: it has ended, and what it returned could not be stored
         raise EvaluationError(
-            f"Ray's object store had no room for the merged model, and could not make any ({reason_of(error)}). "
+            f"Ray's object store had no room for the merged model, and could not make any ({first_line(error)}). "
             f"{MAKE_ROOM}"
         ) from None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from raymerge.errors import first_line
 from raymerge.ray_metrics import ServiceMetrics
 from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore, task_score
 
@@ -319,7 +320,7 @@ class Dispatcher:
             outcomes = [self._requeued(entry, error) for entry in entries]
         except Exception as error:  # a bug: the trial fails, the sweep goes on
             if len(entries) == 1:
-                outcomes = [Failed(f"{_label(entries[0].job)}: {type(error).__name__}: {reason_of(error)}")]
+                outcomes = [Failed(f"{_label(entries[0].job)}: {type(error).__name__}: {first_line(error)}")]
             else:  # of which of them?
                 outcomes = [None] * len(entries)
                 self._queue_again(entries, alone=True)
@@ -408,7 +409,7 @@ class Dispatcher:
         if entry.attempts < MAX_ATTEMPTS:
             self._queue_again([entry], alone=True)
             return None
-        return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({reason_of(error)})")
+        return Failed(f"{_label(entry.job)}: {entry.attempts} evaluators died on it ({first_line(error)})")
 
     def _postponed(self, entry: _Entry, outcome: NotYet) -> Failed | None:
         """Queue a shard again whose update was not there; or what becomes of it when there is no room for that."""
@@ -444,13 +445,6 @@ class Dispatcher:
     def _fail(ticket: _Ticket, error: str) -> None:
         ticket.error = ticket.error or error
         ticket.changed.set()
-
-
-def reason_of(error: BaseException) -> str:
-    """What an error says in a line; of one that a task raised, whose own text is a traceback, what that was."""
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, BaseException) else error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _label(job: EvalJob) -> str:

@@ -80,8 +80,13 @@ class UpdateNotHereError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a part of a sentence: its first line, or its name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error says, short enough for a part of a sentence: its first line, or its name where it says nothing.
+
+    Of an error that a Ray task raised, whose own text is a traceback, it is what the task's error said.
+    """
+    cause = getattr(error, "cause", None)
+    said = cause if isinstance(cause, BaseException) else error
+    return (str(said).strip().splitlines() or [type(said).__name__])[0].rstrip(".")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

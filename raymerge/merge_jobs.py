@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymerge.errors import RaymergeError
+from raymerge.errors import RaymergeError, first_line
 from raymerge.merge_request import Family, Merge, MergeRequest, group_merges, request_for
 from raymerge.suites import Suite
 
@@ -151,7 +151,7 @@ class MergeJobs:
                 self._waiting.appendleft(again)
                 return
             if not group.failed:
-                self._failures |= {merge.merge_id: _message(error) for merge in group.merges}
+                self._failures |= {merge.merge_id: f"{first_line(error)}." for merge in group.merges}
             group.failed = True
 
     def _start(
@@ -194,11 +194,6 @@ class MergeJobs:
         for merge, references in zip(group.merges, zip(*group.shards, strict=True), strict=True):
             self._publish(merge.merge_id, list(references))
             self._references[merge.merge_id] = list(references)
-
-
-def _message(error: Exception) -> str:
-    cause = getattr(error, "cause", None)  # of a RayTaskError, whose own text is a traceback
-    return str(cause if isinstance(cause, Exception) else error).strip().splitlines()[-1]
 
 
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)

@@ -505,6 +505,15 @@ def test_a_reader_that_has_read_enough():
     assert (done.returncode, done.stderr) == (2, "")
 
 
+def test_closed_streams_are_nowhere():
+    assert shell("raymerge plan tiny.yaml >&-").returncode == 0
+    assert shell("raymerge plan missing.yaml 2>&-").returncode == 2
+    done = shell("raymerge plan missing.yaml >&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_colour_is_for_terminals_that_want_it(fake):
     assert "\x1b" not in shell("raymerge plan tiny.yaml").stdout
     assert "\x1b" in shell("raymerge plan tiny.yaml", FORCE_COLOR="1").stdout

@@ -124,7 +124,8 @@ class Sweep:
     ):
         """
         Args:
-            finished: records of an earlier run by trial id; failed ones are tried again.
+            finished: records of an earlier run by trial id; failed ones are tried again. Those of other numerics,
+                such as another precision, are none of this sweep's, and left alone.
             on_record: makes a new record durable before it returns.
             device: what evaluates, for the records.
             published: accuracies of the experts to divide by, by backbone, task and split; None: the measured ones.
@@ -136,6 +137,7 @@ class Sweep:
         self._on_record = on_record
         self._published = published
         self._val_images = {task.name: task.images["val"] for task in suite.tasks}
+        finished = {key: r for key, r in finished.items() if key == self.trial_id(r.cell, r.point, r.split)}
         self._cell_of = {trial_id: record.cell for trial_id, record in finished.items()}
         """Of everything that an earlier run left, failed trials included."""
         self._asked: set[str] = set()

@@ -502,6 +502,19 @@ def test_what_only_a_failure_led_to_is_no_part_of_the_search():
     assert start(spec, undisturbed)[0].strays() == []
 
 
+def test_trials_of_another_precision_are_other_trials():
+    spec = spec_of(policy="tpe", prune=None)
+    evaluation = spec.evaluation.model_copy(update={"precision": "bf16"})
+    in_bf16 = {r.trial_id: r for r in run(spec.model_copy(update={"evaluation": evaluation}))}
+    undisturbed = run(spec)
+    assert not in_bf16.keys() & {r.trial_id for r in undisturbed}
+    sweep, made = start(spec, in_bf16)
+    FakeExecutor(sweep).run()
+    assert numbers(made) == numbers(undisturbed)
+    assert [r.images for r in made] == [r.images for r in undisturbed], "no score is taken over"
+    assert sweep.strays() == []
+
+
 def test_a_cell_whose_trials_all_fail_ends_without_a_test():
     records = run(spec_of(), broken_trial=lambda trial: "no" if trial.cell.method == "iso-cts" else None)
     assert {r.status for r in of(records, "iso-cts")} == {"failed"}

@@ -423,7 +423,7 @@ class RayView:
         except RayTaskError as error:
             if isinstance(error.cause, RaymergeError):
                 raise error.cause from None
-            raise EvaluationError(f"an evaluator cannot start ({first_line(error.cause)}).") from error
+            raise EvaluationError(f"an evaluator cannot start ({first_line(error)}).") from error
         except RayError as error:
             raise ActorLost(first_line(error)) from None
 

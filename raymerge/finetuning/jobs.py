@@ -176,7 +176,7 @@ def _run_on_ray(
             try:
                 outcome: Any = ray.get(reference)
             except RayTaskError as error:  # a mistake of ours, which the others need not suffer from
-                what = f"{type(error.cause).__name__}: {first_line(error.cause)}"
+                what = f"{type(error.cause).__name__}: {first_line(error)}"
                 outcome = TrainingError(f"{job}: {what}. Run it alone, with --debug for the traceback.")
             except RayError as error:
                 outcome = ClusterError(f"{job}: Ray lost its process ({first_line(error)}). Start the command again.")

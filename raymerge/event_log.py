@@ -53,7 +53,7 @@ class EventLog:
     def preparing(self, what: str, fraction: float) -> None: ...
 
     def sweeping(self, sweep: Any, device: str, num_evaluators: int) -> None:
-        self.write("sweeping", device=device, evaluators=num_evaluators)
+        self.write("sweeping", device=device, evaluators=num_evaluators, trials=len(sweep.records))
 
     def trial(self, record: TrialRecord) -> None:
         self.write(

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from raymerge.errors import ClusterError, EvaluationError, RaymergeError, Update
 from raymerge.evaluation_choice import EvaluationChoice, common_choice
 from raymerge.evaluator_pool import ActorLost, Node, cpus_of, describe, describe_needs
 from raymerge.evaluator_pool import slots as room_for
+from raymerge.interrupts import in_main_thread
 from raymerge.node_files import NodeFiles
 from raymerge.records import content_id
 from raymerge.suites import Suite
@@ -141,7 +141,7 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     except SystemExit:  # SIGTERM met the handler that Ray puts in place
         raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield Slots(per_core=2, fixed=float(cores)) if address is None else Slots()

@@ -1,9 +1,36 @@
-"""Steps that Ctrl-C and SIGTERM must not cut in two."""
+"""Who answers Ctrl-C and SIGTERM, and steps that they must not cut in two."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+def in_main_thread() -> bool:
+    """Whether handlers can be set here. They run in the main thread, whoever receives the signal."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def answering(handler: Handler, numbers: Sequence[signal.Signals] = INTERRUPTS) -> Iterator[None]:
+    """Let `handler` answer signals until the block ends. Changes nothing in other threads than the main one."""
+    if not in_main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, earlier in before.items():
+            if earlier is not None:  # somebody set it outside of Python, where it cannot be put back
+                signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
@@ -13,16 +40,11 @@ def interrupts_held() -> Iterator[None]:
     To block the signals is not enough: a thread of a library may receive them, and the handlers run in the main thread
     all the same.
     """
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
-        yield
-        return
     received: list[int] = []
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in numbers}
+    numbers = [number for number in INTERRUPTS if callable(signal.getsignal(number))]
     try:
-        yield
+        with answering(lambda signum, frame: received.append(signum), numbers):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for number in received:
             signal.raise_signal(number)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymerge.errors import ClusterError, SweepFileError
 from raymerge.folder import Folder, Location
+from raymerge.interrupts import answering
 from raymerge.observers import observing
 from raymerge.output import Output, open_output
 from raymerge.published import expert_accuracies
@@ -212,18 +212,12 @@ def published_denominators(suite: Suite, cells: Sequence[Cell]) -> Accuracies:
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does, while a sweep is being prepared."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with answering(interrupt, [signal.SIGTERM]):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -232,25 +226,20 @@ def _stop_on_signal(listener: "Listener") -> Iterator[Callable[[], bool]]:
 
     Every finished trial is on disk the moment it finishes, so nothing is lost either way.
     """
-    received, told = threading.Event(), threading.Event()
+    received = told = False
 
     def handle(signum: int, frame: Any) -> None:
-        if received.is_set():
+        nonlocal received
+        if received:
             os._exit(130)
-        received.set()
+        received = True
 
     def stopping() -> bool:
-        if received.is_set() and not told.is_set():
-            told.set()
+        nonlocal told
+        if received and not told:
+            told = True
             listener.stage("interrupted: ending the trials that run")
-        return received.is_set()
+        return received
 
-    if threading.current_thread() is not threading.main_thread():
+    with answering(handle):
         yield stopping
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from raymerge.errors import RaymergeError
+from raymerge.interrupts import INTERRUPTS, answering, in_main_thread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,15 +57,12 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
     Yields what is called when it is too late to stop: from then on the block runs to its end.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
     received = False
 
     def ignore_signals() -> None:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
+        if in_main_thread():
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_IGN)
 
     def interrupt(signum: int, frame: Any) -> None:
         nonlocal received
@@ -78,16 +75,13 @@ def interruptible() -> Iterator[Callable[[], None]]:
         if received:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield proceed
-    except Exception:
-        if received:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with answering(interrupt):
+        try:
+            yield proceed
+        except Exception:
+            if received:
+                raise KeyboardInterrupt from None
+            raise
 
 
 @contextlib.contextmanager
@@ -96,9 +90,6 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
     Yields what says whether there was one.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     received = False
 
     def note(signum: int, frame: Any) -> None:
@@ -107,12 +98,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received = True
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with answering(note):
         yield lambda: received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tell(text: str) -> None:

@@ -21,14 +21,13 @@ from ray.exceptions import (
     GetTimeoutError,
     ObjectStoreFullError,
     OutOfDiskError,
-    RayActorError,
     RayError,
     RayTaskError,
 )
 from ray.experimental import get_object_locations
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymerge.dispatcher import Dispatcher, Observation
+from raymerge.dispatcher import DEATHS, Dispatcher, Observation
 from raymerge.errors import ClusterError, EvaluationError, RaymergeError, UpdateNotHereError, first_line
 from raymerge.evaluation_choice import EvaluationChoice, common_choice
 from raymerge.evaluator_pool import ActorLost, Node, cpus_of, describe, describe_needs
@@ -44,6 +43,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    # a merge that Ray killed because its node ran out of memory is tried again for five minutes, not for ever
+    "RAY_task_oom_retries": "10",
 }
 SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 """What Ray's C++ has to say it prints itself, whatever Python's logging is set to."""
@@ -215,7 +216,7 @@ def alive_nodes() -> list[Node]:
 
 
 def check_room(resources: ResourceSettings, slots: Slots, *, may_grow: bool) -> None:
-    """Compare what a sweep asks for with what there is; ask a cluster that grows on demand to grow.
+    """Compare what a sweep asks for with what there is.
 
     Args:
         may_grow: nodes may still come, so a number of evaluators that does not fit yet is no mistake.
@@ -225,14 +226,30 @@ def check_room(resources: ResourceSettings, slots: Slots, *, may_grow: bool) -> 
     nodes, needs = alive_nodes(), needs_of(resources)
     fits = sum(room_for(nodes, needs, slots.reserved(cpus_of(nodes))).values())
     wanted = 1 if resources.evaluators == "auto" else resources.evaluators
-    if may_grow and resources.evaluators != "auto":
-        with contextlib.suppress(RayError, RuntimeError):
-            request_resources(bundles=[{kind: need for kind, need in needs.items() if need > 0}] * wanted)
-    elif fits < wanted:
+    if fits < wanted and not (may_grow and resources.evaluators != "auto"):
         raise ClusterError(
             f"the cluster has {describe(nodes, needs)}: room for {fits} evaluators of {describe_needs(needs)} each, "
             f"but the sweep needs {wanted}. Change 'resources' of the sweep file, or add nodes."
         )
+
+
+@contextmanager
+def room_requested(resources: ResourceSettings) -> Iterator[None]:
+    """Ask a cluster that grows on demand for room for as many evaluators as a sweep names, as long as the block lasts.
+
+    Ray has one request for a whole cluster, and keeps it until it gets another one, which here is an empty one.
+    """
+    if resources.evaluators == "auto":
+        yield
+        return
+    bundle = {kind: need for kind, need in needs_of(resources).items() if need > 0}
+    with contextlib.suppress(RayError, RuntimeError):
+        request_resources(bundles=[bundle] * resources.evaluators)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(RayError, RuntimeError):
+            request_resources(bundles=[])
 
 
 def survey_nodes(
@@ -383,9 +400,10 @@ def start_evaluator(
         node_id: where; None: anywhere.
     """
     options = {} if node_id is None else on_node(node_id)
-    actor: Any = ray.remote(num_cpus=resources.cpus_per_evaluator, num_gpus=resources.gpus_per_evaluator, **options)(
-        _EvalActor
-    )
+    needs = {"num_cpus": resources.cpus_per_evaluator, "num_gpus": resources.gpus_per_evaluator}
+    # The pool replaces evaluators that died. But where memory runs out Ray kills first what it may start again, and
+    # evaluators have the memory, not the small actors that the sweep cannot do without.
+    actor: Any = ray.remote(max_restarts=1, **needs, **options)(_EvalActor)
     handle = actor.remote(suite, settings, _threads(resources), batch_sizes or {})
     return Started(handle, handle.ready.remote(list(backbones)))
 
@@ -443,7 +461,7 @@ class RayView:
     def observe(self) -> Observation:
         try:
             return ray.get(self._dispatcher.observe.remote(), timeout=ANSWER_S)
-        except RayActorError:
+        except DEATHS:
             raise ActorLost("the process that feeds evaluators is gone") from None
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from raymerge.errors import first_line
 from raymerge.ray_metrics import ServiceMetrics
 from raymerge.records import EvalJob, Failed, NotYet, Scored, ServiceStats, TaskScore, task_score
 
+DEATHS = (RayActorError, OutOfMemoryError)
+"""How a call says that its actor is dead; the second, when Ray killed it because its node ran out of memory."""
 MAX_ATTEMPTS = 3
 """Evaluators a shard may cost before its trial fails: it is probably the shard that kills them."""
 CALL_S = 0.003
@@ -33,7 +35,9 @@ TOGETHER_S = 0.1
 ROOM_S = 30.0
 """How long evaluators may have no room for an update before its trial fails: others give theirs back meanwhile."""
 IDLE_S = 1.0
-"""After which an evaluator without work is asked whether it is alive, lest its death count against the next shard."""
+"""After which an evaluator without work is asked whether it is alive, lest its death count against the next shard.
+
+Before a shard that has lost its evaluator it is asked in any case: the whole node may be gone."""
 
 
 @dataclass(order=True)
@@ -288,7 +292,8 @@ class Dispatcher:
                 idle_since = self._clock()
                 if not (entries := await self._next(member)):
                     break
-                if self._clock() - idle_since > IDLE_S and not await self._is_alive(member):
+                is_suspect = self._clock() - idle_since > IDLE_S or any(entry.attempts for entry in entries)
+                if is_suspect and not await self._is_alive(member):
                     self._lost.append(evaluator_id)
                     self._queue_again(entries)
                     break
@@ -314,7 +319,7 @@ class Dispatcher:
             if entries:
                 member.started = self._clock()
                 outcomes = await member.handle.run.remote(*(job for job in jobs if job is not None))
-        except RayActorError as error:
+        except DEATHS as error:
             lives = False
             self._lost.append(evaluator_id)
             outcomes = [self._requeued(entry, error) for entry in entries]
@@ -350,7 +355,7 @@ class Dispatcher:
     async def _is_alive(member: _Member) -> bool:
         try:
             await member.handle.ready.remote([])
-        except RayActorError:
+        except DEATHS:
             return False
         except Exception:  # it will say of the shard what is wrong
             return True
@@ -403,7 +408,7 @@ class Dispatcher:
     def _has_update(self, job: EvalJob) -> bool:
         return job.update_id is None or self._update(job.update_id).done()
 
-    def _requeued(self, entry: _Entry, error: RayActorError) -> Failed | None:
+    def _requeued(self, entry: _Entry, error: Exception) -> Failed | None:
         """Queue the shard of an evaluator that died; or what becomes of it when it has cost too many."""
         entry.attempts += 1
         if entry.attempts < MAX_ATTEMPTS:

@@ -178,6 +178,30 @@ class _Failures:
     last: float = 0.0
 
 
+class Silence:
+    """How long there was no step, as a watcher sees it that looks every `POLL_S`.
+
+    Not the time since the last one: a process that was paused did not wait for an answer meanwhile.
+    """
+
+    def __init__(self, now: float, step: float):
+        self._seconds = 0.0
+        self._before = now
+        self._step = step
+
+    def after(self, now: float, step: float) -> float:
+        """Seconds without a step, up to now.
+
+        Args:
+            step: when the last one ended.
+        """
+        self._seconds += min(now - self._before, 2 * POLL_S)
+        if step != self._step:
+            self._seconds = 0.0
+        self._before, self._step = now, step
+        return self._seconds
+
+
 @dataclass(frozen=True)
 class Joined:
     """The pool as a whole, for whoever shows it."""
@@ -255,6 +279,8 @@ class EvaluatorPool:
         Raises:
             RaymergeError: there is no room for any, or none becomes ready.
         """
+        self._last_step = self.clock()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         first = None
         while go_on():
             self.step()
@@ -266,10 +292,8 @@ class EvaluatorPool:
             if first is not None and (not starting or self.clock() - first > GRACE_S):
                 break
             self._stop.wait(0.05)
-        self._last_step = self.clock()
         self._thread = threading.Thread(target=self._loop, name="evaluators", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
         """Start nothing more; end the evaluators."""
@@ -303,8 +327,9 @@ class EvaluatorPool:
             self.step()
 
     def _watch(self) -> None:
+        silence = Silence(self.clock(), self._last_step)
         while not self._stop.wait(POLL_S) and self.error is None:
-            if self.clock() - self._last_step > SILENCE_S:
+            if silence.after(self.clock(), self._last_step) > SILENCE_S:
                 self.silent(_no_answer(f"for {SILENCE_S:.0f} seconds"))
                 return
 

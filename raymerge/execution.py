@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from raymerge import cluster, preparation, trackers, tuning
 from raymerge.dispatcher import Observation
 from raymerge.driver import Sweep, reference_cells
-from raymerge.errors import ClusterError
+from raymerge.errors import ClusterError, RaymergeError
 from raymerge.evaluation_choice import EvaluationChoice
 from raymerge.evaluator_pool import EvaluatorPool
 from raymerge.merge_jobs import MergeJobs
@@ -218,8 +218,12 @@ def _run(
     def max_merges() -> int:
         return max(1, int(max(place.slots.reserved(pool.num_cpus), pool.num_cpus_free)))
 
-    outcome: RunOutcome = "failed"
+    def ends(outcome: RunOutcome) -> None:
+        store.run_ends(outcome, replace(pool.observation.stats, num_evaluators=pool.joined.most))
+
     with guard() as stopping, contextlib.ExitStack() as stack:
+        if place.is_cluster:
+            stack.enter_context(cluster.room_requested(spec.resources))
         stack.callback(pool.close)
         pool.begin(go_on=lambda: not stopping())
         store.run_begins(cluster.describe_nodes(nodes.reports, pool.joined.devices))
@@ -240,9 +244,11 @@ def _run(
             tuning.run_tune(
                 sweep, merges, dispatcher, pool, max_trials=max_trials, stopping=stopping, tracked_by=tracked_by
             )
-            outcome = "finished" if sweep.done else "interrupted"
-        finally:
-            store.run_ends(outcome, replace(pool.observation.stats, num_evaluators=pool.joined.most))
+        except BaseException:
+            with contextlib.suppress(RaymergeError):  # what went wrong first is to be told
+                ends("failed")
+            raise
+        ends("finished" if sweep.done else "interrupted")
 
 
 def _in_a_thread(function: Callable[[], None]) -> None:

@@ -57,14 +57,20 @@ class Observers:
 
 @contextlib.contextmanager
 def observing(
-    view: Any, folder: Folder, spec: SweepSpec, suite: Suite, records: Callable[[], Mapping[str, TrialRecord]]
+    view: Any,
+    folder: Folder,
+    spec: SweepSpec,
+    suite: Suite,
+    records: Callable[[], Mapping[str, TrialRecord]],
+    check: Callable[[], None],
 ) -> Iterator[Observers]:
     """Tell `view`, and keep status and log of the sweep in its folder while the context lasts.
 
     Args:
         records: those there are at the end.
+        check: raises when the folder is another driver's now.
     """
-    status, log = StatusWriter(folder, spec.name), EventLog(folder, spec.name)
+    status, log = StatusWriter(folder, spec.name, check), EventLog(folder, spec.name)
     observers = Observers(view, status, log)
     error = None
     try:

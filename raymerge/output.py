@@ -27,6 +27,7 @@ Times are UTC, ISO 8601. A manifest of an older version may lack `runs` and `eva
 """
 
 import contextlib
+import errno
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -272,4 +273,6 @@ def _not_writable(folder: Folder, error: OSError) -> OutputError:
     if folder.scheme:
         advice = "Check the address, the credentials and the network, or choose another --output."
         return OutputError(f"{folder.name}: cannot be reached, or not be written to ({reason(error)}). {advice}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{folder.name}: is full ({reason(error)}). Make room there and start the same sweep again.")
     return OutputError(f"{folder.name}: is not a folder one can write to ({reason(error)}). Choose another --output.")

@@ -52,7 +52,7 @@ def run_jobs(
             yield job, function(job)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch and pyarrow half
-    stop = context.Event()
+    stop = context.RawValue("b", 0)  # an Event has a lock, which a process that is killed may take with it
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(stop,))
     remaining, running = iter(jobs), {}
     try:
@@ -74,13 +74,13 @@ def run_jobs(
             "with fewer --workers if there is little memory."
         ) from None
     finally:
-        stop.set()
+        stop.value = 1
         pool.shutdown(cancel_futures=True)
 
 
 def go_on() -> None:
     """Called now and then by what a job runs: ends the job if nobody waits for it any more."""
-    if _stop is not None and _stop.is_set():
+    if _stop is not None and _stop.value:
         raise _Stopped
 
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,11 +60,14 @@ def _answer(connection: "duckdb.DuckDBPyConnection", statement: "duckdb.Statemen
         return Answer(tuple(column[0] for column in connection.description or ()), connection.fetchall())
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        answer = pool.submit(run)
+        answer = None
         try:
+            answer = pool.submit(run)
             return answer.result()
         except KeyboardInterrupt:
-            connection.interrupt()
+            while answer is not None and not answer.done():  # one that comes before the query begins is forgotten
+                connection.interrupt()
+                wait([answer], timeout=0.05)
             raise
 
 

@@ -26,6 +26,8 @@ from raymerge.suites import Suite
 from raymerge.sweep_spec import SweepSpec
 
 POLL_S = 0.5
+HEAD = "node:__internal_head__"
+"""A resource that the head alone has: the sweep must not be lost with any other node."""
 STORE_CALLS = ("begin", "choice", "keep_choice", "open", "append", "set_aside", "run_begins", "run_ends")
 
 
@@ -58,7 +60,7 @@ def execute(
         # threads: one runs the sweep, the others talk
         actor: Any = ray.remote(_RemoteDriver)
         try:
-            driver = actor.options(num_cpus=0, max_concurrency=8).remote()
+            driver = actor.options(num_cpus=0, resources={HEAD: 0.001}, max_concurrency=8).remote()
             done = driver.run.remote(spec, suite, published)
             return _Client(driver, done, spec, suite, store, listener, stopping).serve()
         except RayTaskError as error:
@@ -89,6 +91,7 @@ class _Client:
         self.suite = suite
         self.records: dict[str, TrialRecord] = {}
         self._finished: list[Cell] = []
+        self._is_sweeping = False
         self._driver = driver
         self._done = done
         self._store = store
@@ -107,6 +110,9 @@ class _Client:
                 self._answer(request)
             if self._stopping() and not told:
                 told = True
+                if not self._is_sweeping:  # it only asks between trials
+                    ray.kill(self._driver)
+                    raise KeyboardInterrupt
                 ray.get(self._driver.stop.remote())
             if ended and not requests:
                 return bool(ray.get(self._done))
@@ -135,6 +141,7 @@ class _Client:
         if request.name in ("sweeping", "trial"):
             *arguments, self._finished = arguments
         if request.name == "sweeping":
+            self._is_sweeping = True
             self._listener.sweeping(self, *arguments)
         else:
             getattr(self._listener, request.name)(*arguments)

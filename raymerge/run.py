@@ -1,6 +1,7 @@
 """`raymerge sweep`, without the command line: prepare, check, open the output, run, summarise. Prints nothing."""
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,9 +68,10 @@ def run_sweep(
     tracked = with_tracker_folders(spec, Folder.at(output_dir), is_elsewhere=is_client)
     with open_output(output_dir, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as output:
         store = OutputStore(output, spec, suite, address)
+        still_own = functools.partial(output.check, look=True)
         with (
             _sigterm_as_interrupt(),
-            observing(listener, output.folder, spec, suite, lambda: store.records) as observers,
+            observing(listener, output.folder, spec, suite, lambda: store.records, still_own) as observers,
         ):
             store.notice = observers.notice
             observers.stage("starting Ray")

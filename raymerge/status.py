@@ -40,6 +40,8 @@ def report(location: Location) -> Report:
             found = "no results here" if folder.exists() else "no such folder"
             raise UsageError(f"{folder.root}: {found}. Give the --output of a sweep.")
         held = holder(folder) is not None
+        if not held:  # it may have ended since its status was read
+            status = read_status(folder)
         if status is None:
             return _without_status(folder, held)
     except OSError as error:

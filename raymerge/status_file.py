@@ -45,9 +45,20 @@ class Known:
 
 
 class StatusWriter:
-    """A listener that keeps status.json. Its events may come from any thread; none of them waits for the file."""
+    """A listener that keeps status.json. Its events may come from any thread; none of them waits for the file.
 
-    def __init__(self, folder: Folder, sweep: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+    Args:
+        check: called before every version; it raises when the folder is another driver's now.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        sweep: str,
+        check: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ):
+        self._check = check
         self._now = now
         self._lock = threading.Lock()
         self._tally: Tally | None = None
@@ -122,6 +133,7 @@ class StatusWriter:
         return self._now().isoformat(timespec="seconds")
 
     def _content(self) -> bytes:
+        self._check()
         with self._lock:
             status = {
                 **self._about,

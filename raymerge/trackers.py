@@ -180,9 +180,10 @@ class TrackerCallback(Callback):
             return
         name = f"{name_of(state.trial)}-{trial.trial_id}"
         for tracker in list(self._trackers):
-            stand_in = StandIn(trial.trial_id, name, config_of(state.trial), str(tracker.folder(name)), self._sweep)
-            stand_in.init_local_path()
-            self._stand_ins[tracker.name, trial.trial_id] = stand_in
+            with self._guarded(tracker):
+                stand_in = StandIn(trial.trial_id, name, config_of(state.trial), str(tracker.folder(name)), self._sweep)
+                stand_in.init_local_path()
+                self._stand_ins[tracker.name, trial.trial_id] = stand_in
             self._tell(tracker, "on_trial_start", trial.trial_id)
 
     def on_trial_result(

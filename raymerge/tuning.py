@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -200,13 +202,12 @@ class _Bridge:
     def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
         """The configuration of a new Tune trial, None to be asked again, or FINISHED."""
         try:
-            if self._stopping():
-                self._dispatcher.forget.remote(list(self._trial_ids.values()))
-                return Searcher.FINISHED
-            return self._suggest(tune_id)
+            if not self._stopping():
+                return self._suggest(tune_id)
         except Exception as error:
             self.error = error
-            return Searcher.FINISHED
+        self._dispatcher.forget.remote(list(self._trial_ids.values()))  # Tune waits for them, and asks no more
+        return Searcher.FINISHED
 
     def look(self, tune_id: str) -> trackers.State | None:
         """A running trial, for those who show it elsewhere."""
@@ -327,7 +328,7 @@ def run_tune(
     callbacks: list[Any] = [_NoProgress()]
     if tracked_by:
         callbacks.append(trackers.TrackerCallback(tracked_by, sweep.spec.name, bridge.look))
-    with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune():
+    with tempfile.TemporaryDirectory(prefix="raymerge-tune-") as scratch, quiet_tune(), deaths_survived():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(TrialCoordinator, dispatcher=dispatcher), on_this_node()),
             tune_config=tune.TuneConfig(
@@ -355,6 +356,33 @@ def on_this_node() -> dict[str, float]:
     (resources,) = (node.resources for node in cluster.alive_nodes() if node.node_id == here)
     addresses = [name for name in resources if name.startswith("node:") and name != "node:__internal_head__"]
     return {"memory": 1, **dict.fromkeys(addresses, 0.0001)}
+
+
+@contextmanager
+def deaths_survived() -> Iterator[None]:
+    """Let Tune take an actor that Ray killed for its node's memory for what it is, a dead one, while the context lasts.
+
+    It knows other errors of dead actors and gives up the whole experiment at this one. Where another version of Ray has
+    no such method, nothing happens.
+    """
+    name = "_actor_task_failed"
+    original = getattr(RayActorManager, name, None)
+    if original is None:
+        yield
+        return
+
+    def known(error: Any) -> Any:
+        is_death = isinstance(error, OutOfMemoryError) and not isinstance(error, RayTaskError)
+        return RayActorError(error_msg=str(error)) if is_death else error
+
+    def failed(*arguments: Any, **named: Any) -> None:
+        original(*map(known, arguments), **{key: known(value) for key, value in named.items()})
+
+    setattr(RayActorManager, name, failed)
+    try:
+        yield
+    finally:
+        setattr(RayActorManager, name, original)
 
 
 @contextmanager

@@ -29,6 +29,12 @@ class Nodes:
         """Folder of what Ray's processes on this machine say."""
         return Path(self._cluster.head_node.get_logs_dir_path())
 
+    @property
+    def head_pid(self) -> int:
+        """Of the head's raylet, whose children its workers are."""
+        (raylet,) = self._cluster.head_node.all_processes["raylet"]
+        return raylet.process.pid
+
     def add(self, cpus: int):
         """A node, as one more raylet with a store of its own."""
         return self._cluster.add_node(num_cpus=cpus, object_store_memory=STORE)

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from raymerge.dispatcher import (
     IDLE_S,
@@ -40,7 +47,8 @@ class FakeEvaluator:
         self.num_calls = 0
         self.num_asked = 0
         """How often it was asked whether it is alive."""
-        self.is_dead = False
+        self.is_dead: Exception | None = None
+        """What whoever calls it is told, if it is."""
         self._outcome: asyncio.Future[Any] | None = None
 
     async def _run(self, *jobs: EvalJob) -> Any:
@@ -58,8 +66,8 @@ class FakeEvaluator:
     async def _ready(self, backbones: list[str]) -> str:
         assert backbones == []
         self.num_asked += 1
-        if self.is_dead:
-            raise ActorDiedError()
+        if self.is_dead is not None:
+            raise self.is_dead
         return "cpu"
 
     @property
@@ -552,7 +560,15 @@ async def test_other_ray_errors_fail_the_trial():
     assert (await news(dispatcher, "y")).error == "vit/T1 (val): GetTimeoutError: GetTimeoutError"
 
 
-@pytest.mark.parametrize("error", [ActorDiedError, RayActorError, ActorUnavailableError])
+DEATHS = [
+    ActorDiedError(),
+    RayActorError(),
+    ActorUnavailableError("dead", b"0" * 16),
+    OutOfMemoryError("killed due to the node running low on memory"),
+]
+
+
+@pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
 def test_a_shard_is_retried_after_a_death(error):
     async def check() -> None:
         dispatcher, (a, b) = await started(2)
@@ -560,7 +576,7 @@ def test_a_shard_is_retried_after_a_death(error):
         await submit(dispatcher, "y", [job("T3")])
         await b.answer()
         assert b.job.task == "T2"
-        await a.settle(error("dead", b"0" * 16) if error is ActorUnavailableError else error())
+        await a.settle(error)
         observed = await dispatcher.observe()
         assert observed.lost == ("e0",)
         assert observed.working == (Working("e1", "x", "vit/T2 (val)"),)
@@ -589,6 +605,26 @@ async def test_a_shard_of_the_dead_goes_to_one_that_waits():
     assert b.job == job("T0")
     await b.answer()
     assert (await news(dispatcher, "x")).done
+
+
+@pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
+def test_the_other_evaluators_of_a_lost_node_do_not_count_as_attempts(error):
+    """They idle for a moment only, and would not be asked yet whether they live."""
+
+    async def check() -> None:
+        dispatcher, (a, *others) = await started(MAX_ATTEMPTS)
+        await submit(dispatcher, "x", [job("T0")])
+        for other in others:
+            other.is_dead = error
+        await a.settle(error)
+        assert sorted((await dispatcher.observe()).lost) == ["e0", "e1", "e2"]
+        assert [other.jobs for other in others] == [[]] * len(others)
+        living = await join(dispatcher, "later")
+        assert living.job == job("T0")
+        await living.answer()
+        assert (await news(dispatcher, "x")).error is None
+
+    asyncio.run(check())
 
 
 @asynchronous
@@ -666,7 +702,7 @@ async def test_the_death_of_idle_evaluators_is_not_counted_against_a_shard():
     dispatcher, evaluators = await started(MAX_ATTEMPTS + 2, clock=clock)
     *dead, alive = evaluators
     for evaluator in dead:
-        evaluator.is_dead = True
+        evaluator.is_dead = ActorDiedError()
     clock.now += IDLE_S + 0.1
     await submit(dispatcher, "x", [job("T0")])
     assert alive.job == job("T0")

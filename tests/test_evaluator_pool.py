@@ -24,6 +24,7 @@ from raymerge.evaluator_pool import (
     EvaluatorPool,
     Joined,
     Node,
+    Silence,
     describe,
     describe_needs,
     fair_share,
@@ -688,6 +689,31 @@ def test_a_cluster_that_does_not_answer(error, said):
     assert isinstance(world.pool.error, ClusterError)
     assert str(world.pool.error).startswith(said)
     assert "\n" not in str(world.pool.error)
+
+
+def test_silence_is_what_the_watcher_itself_has_waited():
+    silence = Silence(100.0, step=99.0)
+    assert silence.after(101.0, 99.0) == 1
+    assert silence.after(102.5, 99.0) == 2.5
+    assert silence.after(162.5, 99.0) == 2.5 + 2 * evaluator_pool.POLL_S, "the process was paused"
+    assert silence.after(163.0, 162.9) == 0, "a step"
+    assert silence.after(164.0, 162.9) == 1
+
+
+def test_a_cluster_that_is_silent_from_the_first_step(monkeypatch):
+    monkeypatch.setattr(evaluator_pool, "POLL_S", 0.01)
+    monkeypatch.setattr(evaluator_pool, "SILENCE_S", 0.05)
+    said: list[str] = []
+    answer = threading.Event()
+    world = World(node("a", 3))
+    world.pool.silent = lambda error: (said.append(str(error)), answer.set())[0]
+    world.pool.clock = time.monotonic
+    looked = world.view.nodes
+    monkeypatch.setattr(world.view, "nodes", lambda: (answer.wait(60), looked())[1])
+    world.pool.begin()
+    world.pool.close()
+    assert len(said) == 1
+    assert said[0].startswith("the cluster does not answer for 0 seconds. What is finished is saved;")
 
 
 def test_begin_waits_for_the_first_and_a_while_for_the_others(monkeypatch):

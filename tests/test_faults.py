@@ -204,6 +204,12 @@ def test_a_sweep_by_ray_client_is_written_here(spec_file, home, quiet, tmp_path)
         wait_for(lambda: listens(port))
         output, address = tmp_path / "out", f"ray://127.0.0.1:{port}"
         runner = Runner(spec_file, output, home, "--address", address, environment=TOKEN)
+        wait_for(lambda: any("_RemoteDriver" in name for _, name in below([head.pid])))
+        runner.process.send_signal(signal.SIGINT)
+        code, _, stderr = runner.wait()
+        assert (code, runner.num_trials()) == (130, 0), stderr
+        assert "Traceback" not in stderr
+        runner = Runner(spec_file, output, home, "--address", address, environment=TOKEN)
         runner.wait_until(lambda: runner.num_trials() >= 8)
         runner.kill()
         runner = Runner(spec_file, output, home, "--address", address, environment=TOKEN)
@@ -391,6 +397,82 @@ def test_an_evaluator_out_of_memory_goes_on_with_smaller_batches(home, tmp_path,
             os.killpg(node.pid, signal.SIGTERM)
             node.wait(timeout=60)
             nodes.close()
+
+
+HOG = """
+import mmap
+import sys
+
+hogged = []
+for size in sys.stdin:
+    hogged.append(mmap.mmap(-1, int(size)))
+    for start in range(0, int(size), mmap.PAGESIZE):
+        hogged[-1][start] = 1
+    print("full", flush=True)
+"""
+
+
+class Hog:
+    """A process that takes memory."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", HOG]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def take(self, size: int) -> None:
+        """So many bytes more."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{size}\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def memory_used() -> tuple[int, int]:
+    """Bytes of this machine in use, and how many it has."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    return found["MemTotal"] - found["MemAvailable"], found["MemTotal"]
+
+
+@pytest.mark.slow
+def test_evaluators_that_ray_kills_for_their_memory_are_replaced(spec_file, home, quiet, tmp_path, monkeypatch):
+    """Ray does so when a node runs out of memory, whoever has it, and reports the deaths as another error."""
+    used, total = memory_used()
+    limit = used + 8 * 2**30
+    if limit > 0.9 * total:
+        pytest.skip("this machine has too little free memory")
+    monitor = {"memory_usage_threshold": limit / total, "memory_monitor_refresh_ms": 100}
+    nodes = cluster_of(monkeypatch, 3, system_config=monitor)
+    hog = Hog()
+    try:
+        hog.take(4 * 2**30)
+        runner = Runner(spec_file, tmp_path / "out", home, "--address", nodes.address)
+        runner.wait_until(lambda: runner.num_trials() >= 8)
+
+        def evaluators() -> set[int]:
+            return {pid for pid, name in below([nodes.head_pid]) if "_EvalActor" in name}
+
+        before = evaluators()
+        assert before
+        hog.take(max(2**20, limit - memory_used()[0]))
+
+        def one_dies() -> bool:
+            hog.take(2**27)
+            return not before <= evaluators()
+
+        runner.wait_until(one_dies)
+        hog.end()
+        assert runner.process.poll() is None, "too late to prove anything"
+        said = finish(runner, quiet)
+        assert re.search(r"an evaluator on \S+ died; another one is started", said), said
+    finally:
+        hog.end()
+        nodes.close()
 
 
 ASK_FOR_ROOM = """

@@ -22,15 +22,22 @@ resources: {{evaluators: 1}}
 """
 SCRIPT = """\
 set -u
-mount -t tmpfs -o size=200k none disk
+mount -t tmpfs -o size=4m none disk
+fill() {  # to the last byte, once there are some trials, and whatever is deleted meanwhile
+    while [ "$(find disk/out/trials -name 'part-*.parquet' 2>/dev/null | wc -l)" -lt 5 ]; do sleep 0.02; done
+    while true; do cat /dev/zero 2>/dev/null >>disk/fill; sleep 0.02; done
+}
 sweep() {
     "$PYTHON" -m raymerge sweep tiny.yaml --output disk/out > "$1.out" 2> "$1.err"
     echo $? > "$1.code"
 }
+fill &
 sweep full
+kill $!
 cp -r disk/out when_full
 "$PYTHON" -m raymerge report disk/out --format csv > report.csv 2> report.err
 echo $? > report.code
+rm disk/fill
 mount -o remount,size=64m disk
 sweep room
 cp -r disk/out at_last

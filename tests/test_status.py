@@ -18,10 +18,10 @@ from fake_sweep import SUITE, FakeExecutor, spec_of, start
 from pyarrow import fs
 from typer.testing import CliRunner
 
-from raymerge import cli, cli_status, lease
+from raymerge import cli, cli_status, lease, status
 from raymerge.dispatcher import Observation, Working
 from raymerge.driver import Sweep
-from raymerge.errors import ClusterError, UsageError
+from raymerge.errors import ClusterError, OutputError, UsageError
 from raymerge.event_log import LOG, EventLog
 from raymerge.folder import Folder
 from raymerge.observers import Observers, observing
@@ -312,7 +312,7 @@ def test_how_a_sweep_ends(folder: Folder, failure: BaseException | None, state: 
     view = View()
 
     def run() -> None:
-        with observing(view, folder, SPEC, SUITE, dict) as observers:
+        with observing(view, folder, SPEC, SUITE, dict, lambda: None) as observers:
             observers.stage("starting Ray")
             observers.observed(observation(), HOSTS)
             if failure is not None:
@@ -391,9 +391,38 @@ def test_dead(tmp_path: Path, folder: Folder) -> None:
     assert found.status["evaluators"] == []
 
 
+def test_a_sweep_that_ends_while_one_looks_is_not_dead(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = StatusWriter(folder, "x")
+
+    def end_first(location: Folder) -> None:
+        writer.end("finished")
+
+    wait_until(lambda: read_status(folder) is not None)
+    monkeypatch.setattr(status, "holder", end_first)
+    assert report(folder.root).verdict == "finished"
+
+
+def test_who_lost_the_folder_writes_no_status_there(folder: Folder) -> None:
+    """Another driver does by now."""
+    is_lost = False
+
+    def check() -> None:
+        if is_lost:
+            raise OutputError("taken")
+
+    writer = StatusWriter(folder, "x", check)
+    wait_until(lambda: read_status(folder) is not None)
+    is_lost = True
+    writer.end("failed", "taken")
+    found = read_status(folder)
+    assert found is not None
+    assert found["state"] == "preparing"
+
+
 def test_without_locks_the_lease_decides(remote: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)
     writer = StatusWriter(remote, "x")
+    wait_until(lambda: read_status(remote) is not None)
     with open_(remote):
         assert report(remote).verdict == "running"
     writer._file.close()

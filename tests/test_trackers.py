@@ -175,6 +175,22 @@ def test_a_tracker_that_fails_is_told_no_more(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == ["tracker broken failed and is told no more: ConnectionError: no server"]
 
 
+def test_a_tracker_whose_folder_cannot_be_made_is_told_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, _ = recorder(tmp_path / "broken")
+    (tmp_path / "broken").write_text("a file where a folder should be")
+    good, told = recorder(tmp_path / "good", "good")
+    played = Played(broken, good)
+    with caplog.at_level(logging.WARNING, "raymerge.trackers"):
+        played.start("r1")
+        played.result("r1", REPORTED, done=True)
+    assert [event for event, _, _ in told.told] == ["start", "result", "complete"]
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"tracker {broken.name} failed and is told no more"
+    ]
+
+
 def test_the_callback_can_be_pickled(tmp_path: Path) -> None:
     assert Played(recorder(tmp_path)[0]).callback.__getstate__() == {}
 

@@ -6,16 +6,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import fake_sweep
 import pytest
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
 from raymerge.driver import Sweep
-from raymerge.errors import ClusterError
+from raymerge.errors import ClusterError, OutputError
 from raymerge.merge_jobs import MergeJobs
 from raymerge.records import EvalJob, TaskScore, TrialRecord, content_id
-from raymerge.tuning import MAX_CRASHES, FinishedTrials, _Bridge
+from raymerge.tuning import MAX_CRASHES, FinishedTrials, _Bridge, deaths_survived
 
 
 class FakeDispatcher:
@@ -230,6 +233,16 @@ def test_an_error_of_the_pool_ends_the_sweep():
     assert sorted(world.dispatcher.forgotten()) == sorted([first, second])
 
 
+def test_an_error_while_the_next_trial_is_looked_for_lets_the_running_ones_go(monkeypatch):
+    world = World(max_trials=3)
+    running = [world.suggest(), world.suggest()]
+    full = OutputError("out: could not save trial x. Make room there.")
+    monkeypatch.setattr(world.sweep, "next_trial", Mock(side_effect=full))
+    assert world.suggest() == Searcher.FINISHED
+    assert world.bridge.error is full
+    assert sorted(world.dispatcher.forgotten()) == sorted(running), "Tune waits for them"
+
+
 def test_stopping_forgets_what_runs():
     world = World(max_trials=2)
     running = world.fill()
@@ -349,6 +362,30 @@ def test_the_last_trial_stays():
     finished.forget()
     finished.forget()
     assert controller._trials == [first]
+
+
+def test_tune_takes_an_actor_that_was_killed_for_memory_for_a_dead_one(monkeypatch):
+    assert callable(RayActorManager._actor_task_failed), "or a sweep ends where memory runs out"
+    told: list[Any] = []
+
+    def record(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        told.append((manager, tracked_actor_task, exception))
+
+    monkeypatch.setattr(RayActorManager, "_actor_task_failed", record)
+    manager, task = RayActorManager.__new__(RayActorManager), object()
+    killed, other = OutOfMemoryError("2 worker(s) were killed"), ValueError("a bug")
+    of_a_task = RayTaskError("step", "Traceback ...", killed).as_instanceof_cause()
+    assert isinstance(of_a_task, OutOfMemoryError)
+    with deaths_survived():
+        manager._actor_task_failed(tracked_actor_task=task, exception=killed)
+        manager._actor_task_failed(task, other)
+        manager._actor_task_failed(task, exception=of_a_task)
+    assert [(who, what) for who, what, _ in told] == [(manager, task)] * 3
+    death, *others = (error for _, _, error in told)
+    assert isinstance(death, RayActorError)
+    assert "2 worker(s) were killed" in str(death)
+    assert others == [other, of_a_task], "the actor lives"
+    assert RayActorManager._actor_task_failed is record
 
 
 def test_other_internals_of_tune_are_no_error(caplog):

@@ -4,8 +4,10 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,7 +106,9 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
     """
     for name, value in {**QUIET, **({} if address else LOCAL), **({} if debug else SILENT)}.items():
         os.environ.setdefault(name, value)
-    if address is not None:
+    if address is None:
+        _make_token()
+    else:
         _use_token()
         _check_reachable(address)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -150,9 +154,27 @@ def connected(address: str | None, *, debug: bool = False) -> Iterator[Slots]:
         ray.shutdown()
 
 
+def _token_path() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _make_token() -> None:
+    """Make the token that Ray would make, which everybody on this machine could read, readable by its owner alone."""
+    path = _token_path()
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if given or os.environ.get("RAY_AUTH_MODE") == "disabled" or path.exists():
+        return
+    with contextlib.suppress(OSError):  # Ray tries it too, and says what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)  # whole, and never in place of another one
+
+
 def _use_token() -> None:
     """Send the token where there is one. Ray itself looks for it only with the address "auto"."""
-    places = [Path.home() / ".ray" / "auth_token"]
+    places = [_token_path()]
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         places.insert(0, Path(path))
     if "RAY_AUTH_TOKEN" in os.environ or any(place.is_file() for place in places):

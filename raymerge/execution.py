@@ -266,7 +266,7 @@ def _saver(store: Store, listener: Listener, sweep: str) -> Callable[[TrialRecor
     return save
 
 
-def _filler(suite: Suite) -> Callable[[Sequence[str]], None] | None:
+def _filler(suite: Suite) -> Callable[[Sequence[str]], Mapping[str, str]] | None:
     """Copies a suite that raymerge made itself to nodes without it; others are the user's to bring there."""
     if suite.name != "demo":
         return None

@@ -15,6 +15,7 @@ import filelock
 import ray
 
 from raymerge.cluster import Slots, ask_nodes, get, on_node, this_node
+from raymerge.errors import first_line
 from raymerge.suites import Suite
 from raymerge.suites.demo.recipe import TASK_NAMES, DemoRecipe, make_recipe
 
@@ -110,25 +111,41 @@ def _finish(recipe: DemoRecipe, suite: Suite) -> None:
     finish(recipe, suite.root)
 
 
-def copy_suite(suite: Suite, node_ids: Sequence[str]) -> None:
-    """Put a suite of this machine's cache on nodes that share no file system with it."""
+def copy_suite(suite: Suite, node_ids: Sequence[str]) -> dict[str, str]:
+    """Put a suite of this machine's cache on nodes that share no file system with it.
+
+    Returns why that failed, by node id, where it did.
+    """
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
             archive.add(suite.root, arcname=".")
         file.seek(0)
         content = ray.put(file.read())
-    # of a copy that fails, the next look at its node says what is missing
-    ask_nodes(_unpack, node_ids, suite, content, timeout_s=COPY_S)
+    failures = ask_nodes(_unpack, node_ids, suite, content, timeout_s=COPY_S)
+    return {node_id: why for node_id in node_ids if (why := failures.get(node_id, "it does not answer")) is not None}
 
 
 @ray.remote(num_cpus=0)
-def _unpack(suite: Suite, content: bytes) -> None:
-    suite.root.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(suite.root.with_name(suite.root.name + ".lock")):
-        if suite.root.exists():
+def _unpack(suite: Suite, content: bytes) -> str | None:
+    """Returns why it failed, None if it did not."""
+    try:
+        unpack(content, suite.root)
+    except Exception as error:
+        return first_line(error)
+    return None
+
+
+def unpack(content: bytes, target: Path) -> None:
+    """Make a folder of the content of a tar file, all of it or nothing; one that is there is left alone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(target.with_name(target.name + ".lock")):
+        if target.exists():
             return
-        with tempfile.TemporaryDirectory(dir=suite.root.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                archive.extractall(folder, filter="data")
-            Path(folder).rename(suite.root)
+                if hasattr(tarfile, "data_filter"):
+                    archive.extractall(folder, filter="data")
+                else:  # Python 3.11.2, that of Debian 12
+                    archive.extractall(folder)
+            Path(folder).rename(target)
             Path(folder).mkdir()  # for the one who deletes it

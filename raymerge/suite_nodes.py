@@ -19,19 +19,21 @@ class SuiteNodes:
         tasks: Mapping[str, Sequence[str]],
         moments: Path | None,
         *,
-        fill: Callable[[Sequence[str]], None] | None = None,
+        fill: Callable[[Sequence[str]], Mapping[str, str]] | None = None,
     ):
         """
         Args:
             tasks: the tasks in use, by backbone.
             moments: folder of input moments, where a method needs them.
-            fill: puts the suite on nodes, by id, where it is absent altogether; None: that is up to the user.
+            fill: puts the suite on nodes, by id, where it is absent altogether, and returns why that failed, by node
+                id, where it did; None: that is up to the user.
         """
         self._suite = suite
         self._tasks = tasks
         self._moments = moments
         self._fill = fill
         self._surveys: dict[str, NodeFiles] = {}
+        self._not_filled: dict[str, str] = {}
         self._silent: tuple[str, ...] = ()
         self._reference: NodeFiles | None = None
         self._found = Comparison((), {}, {})
@@ -42,7 +44,7 @@ class SuiteNodes:
         new = [node_id for node_id in node_ids if node_id not in surveys]
         surveys |= self._survey(new)
         if self._fill and (empty := [node_id for node_id in new if node_id in surveys and _is_empty(surveys[node_id])]):
-            self._fill(empty)
+            self._not_filled |= self._fill(empty)
             surveys |= self._survey(empty)
         self._surveys = surveys
         self._silent = tuple(node_id for node_id in node_ids if node_id not in surveys)
@@ -65,7 +67,10 @@ class SuiteNodes:
     def unfit(self, nodes: Sequence[Node]) -> Mapping[str, str]:
         """Why nodes cannot evaluate, by node id."""
         self.look([node.node_id for node in nodes])
-        return {**self._found.no_evaluating, **dict.fromkeys(self._silent, "it does not answer")}
+        found = {**self._found.no_evaluating, **dict.fromkeys(self._silent, "it does not answer")}
+        for node_id in found.keys() & self._not_filled.keys():
+            found[node_id] += f" (copying the suite there failed: {self._not_filled[node_id]})"
+        return found
 
     def no_merging(self) -> Collection[str]:
         """Nodes that cannot merge, by id."""

@@ -1,5 +1,10 @@
-"""What a sweep asks of a cluster that grows on demand."""
+"""What a sweep asks of a cluster that grows on demand, and the token of one that it starts."""
 
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +47,48 @@ def test_a_cluster_that_cannot_be_asked_is_no_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster, "request_resources", refuse)
     with cluster.room_requested(ResourceSettings(evaluators=1)):
         pass
+
+
+def token_of(home: Path) -> Path:
+    return home / ".ray" / "auth_token"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_the_token_is_made_once_and_for_its_owner_alone(home: Path) -> None:
+    cluster._make_token()
+    made = token_of(home).read_text()
+    assert len(made) == 64
+    assert stat.S_IMODE(token_of(home).stat().st_mode) == 0o600
+    cluster._make_token()
+    assert token_of(home).read_text() == made
+    assert [path.name for path in token_of(home).parent.iterdir()] == ["auth_token"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RAY_AUTH_TOKEN", "t"), ("RAY_AUTH_TOKEN_PATH", "/t"), ("RAY_AUTH_MODE", "disabled")]
+)
+def test_no_token_is_made_where_there_is_one_or_none_is_wanted(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    cluster._make_token()
+    assert not token_of(home).parent.exists()
+
+
+@pytest.mark.ray
+def test_ray_takes_the_token(home: Path) -> None:
+    script = """
+from raymerge import cluster
+with cluster.connected(None):
+    import ray
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+"""
+    subprocess.run([sys.executable, "-c", script], env=dict(os.environ), check=True, timeout=300)
+    assert stat.S_IMODE(token_of(home).stat().st_mode) == 0o600

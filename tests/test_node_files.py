@@ -1,6 +1,8 @@
 """Two folders as two machines: which of them can merge and evaluate."""
 
+import io
 import shutil
+import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import tiny_suite
 from tiny_suite import BACKBONE
 
-from raymerge import cluster, node_files
+from raymerge import cluster, node_files, preparation
 from raymerge.evaluator_pool import Node
 from raymerge.node_files import BLOCK, Comparison, NodeFiles, compare, survey
 from raymerge.suite_nodes import SuiteNodes
@@ -252,10 +254,11 @@ def test_the_wary_keep_off_nodes_that_were_not_asked(machines, monkeypatch):
 def test_empty_nodes_are_filled(machines, monkeypatch):
     filled: list[str] = []
 
-    def fill(node_ids: Any) -> None:
+    def fill(node_ids: Any) -> dict[str, str]:
         filled.extend(node_ids)
         for name in node_ids:
             shutil.rmtree(machines.folder / name)
+        return {}
 
     for name in "bc":
         shutil.rmtree(machines[name].root)
@@ -266,3 +269,35 @@ def test_empty_nodes_are_filled(machines, monkeypatch):
     assert filled == ["b", "c"]
     assert nodes.nodes.complete == ("a", "b", "c")
     assert nodes.asked == [["a", "b", "c", "d"], ["b", "c"]]
+
+
+def test_why_a_node_could_not_be_filled_is_told(machines, monkeypatch):
+    shutil.rmtree(machines["b"].root)
+    (machines.folder / "b").mkdir()
+    nodes = Nodes(machines, monkeypatch, fill=lambda node_ids: dict.fromkeys(node_ids, "No space left on device"))
+    unfit = nodes.unfit("ab")
+    assert unfit.keys() == {"b"}
+    assert unfit["b"].endswith(" missing there (copying the suite there failed: No space left on device)")
+
+
+@pytest.mark.filterwarnings("ignore:.*filter:DeprecationWarning")
+@pytest.mark.parametrize("has_filters", [True, False])
+def test_a_suite_arrives_as_it_was_or_not_at_all(tmp_path, monkeypatch, has_filters):
+    if not has_filters:  # as in Python 3.11.2
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    (tmp_path / "here" / "heads").mkdir(parents=True)
+    (tmp_path / "here" / "heads" / "a.pt").write_bytes(b"weights")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(tmp_path / "here", arcname=".")
+    there = tmp_path / "there" / "suite"
+    with pytest.raises(tarfile.ReadError):
+        preparation.unpack(packed.getvalue()[:700], there)
+    assert not there.exists()
+    preparation.unpack(packed.getvalue(), there)
+    assert [path.relative_to(there).as_posix() for path in sorted(there.rglob("*"))] == ["heads", "heads/a.pt"]
+    assert (there / "heads" / "a.pt").read_bytes() == b"weights"
+    (there / "heads" / "a.pt").write_bytes(b"others")
+    preparation.unpack(packed.getvalue(), there)
+    assert (there / "heads" / "a.pt").read_bytes() == b"others", "what is there is left alone"
+    assert sorted(path.name for path in there.parent.iterdir()) == ["suite", "suite.lock"]

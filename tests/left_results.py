@@ -29,7 +29,7 @@ def leave_results(spec: SweepSpec, suite: Suite, output: Path) -> None:
     nobody: Any = SimpleNamespace(**dict.fromkeys(("stage", "sweeping", "trial"), lambda *told: None))
     with open_output(output, sweep=spec.name, spec=resolve(spec), spec_hash=spec_hash(spec)) as opened:
         store = OutputStore(opened, spec, suite, None)
-        with observing(nobody, opened.folder, spec, suite, lambda: store.records) as observers:
+        with observing(nobody, opened.folder, spec, suite, lambda: store.records, opened.check) as observers:
             store.begin("fake")
 
             def save(record: TrialRecord) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -70,8 +71,29 @@ def test_ray_up_starts_ray_with_a_token(name):
 def test_own_machines_all_join():
     config = prepare_config(load_yaml(ROOT / "cluster.yaml"))
     (node_type,) = config["available_node_types"].values()
+    # `ray up` exports RAY_enable_autoscaler_v2=1 before the commands, and with it one worker never starts
+    assert "RAY_enable_autoscaler_v2=0 RAY_AUTH_MODE=token" in config["head_start_ray_commands"][-1]
     assert (node_type["min_workers"], node_type["max_workers"]) == (2, 2)
     assert config["auth"]["ssh_private_key"] == "~/.ssh/id_ed25519", "the head starts the workers over SSH"
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_programs_are_found_without_their_folder(name, tmp_path):
+    """`ray down` calls `ray stop`, and `ray job submit` whatever it is told, in a shell as Ray starts them."""
+    if (usual := Path("/etc/skel/.bashrc")).exists():
+        shutil.copy(usual, tmp_path)
+    (command,) = (line for line in load_yaml(ROOT / name)["setup_commands"] if ".bashrc" in line)
+    program = tmp_path / "raymerge-venv" / "bin" / "ray"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+    assert (tmp_path / ".bashrc").read_text().count("raymerge-venv") == 1, "however often `ray up` is run"
+    shell = ["bash", "--norc", "-i", "-c", "source ~/.bashrc; ray stop"]
+    ran = subprocess.run(shell, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ran.stdout.splitlines()[-1:] == ["found"], ran.stderr
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -131,6 +153,7 @@ def test_kuberay_containers(kind):
     assert container["resources"]["requests"] == container["resources"]["limits"]
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus == {"head": None, "worker": "1"}[kind]
+    assert pod["securityContext"] == {"fsGroup": 100}, "the user of Ray's images can write to the volume"
 
 
 def test_kuberay_workers_come_and_go():
@@ -139,6 +162,17 @@ def test_kuberay_workers_come_and_go():
     assert cluster["enableInTreeAutoscaling"] is True
     assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (1, 1, 4)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
+
+
+def test_kuberay_volume_is_filled_by_a_pod_like_those_of_the_job():
+    filling = load_yaml(ROOT / "examples" / "raymerge-fill.yaml")["spec"]
+    head = kuberay_pods()["head"]
+    (container,), (of_head,) = filling["containers"], head["containers"]
+    assert container["image"] == of_head["image"]
+    assert container["volumeMounts"] == [mount for mount in of_head["volumeMounts"] if mount["name"] == "data"]
+    assert container["env"] == [variable for variable in of_head["env"] if variable["name"] == "RAYMERGE_HOME"]
+    assert filling["volumes"] == [volume for volume in head["volumes"] if volume["name"] == "data"]
+    assert filling["securityContext"] == head["securityContext"]
 
 
 def test_kuberay_volume_is_the_one_of_the_job():

@@ -252,7 +252,7 @@ except SystemExit:
 
 # --- stopped by a signal ---------------------------------------------------------------------------------------------
 
-MANY = 2100
+MANY = 6000
 """Images of the test split: four chunks and a part, which take a while at 96 pixels."""
 
 

@@ -248,7 +248,8 @@ def test_several_experts_on_ray():
     stdout, stderr = running.communicate(timeout=120)
     assert (running.returncode, stdout) == (130, ""), stderr
     assert "\nfine-tuning 2 experts on " in stderr
-    assert stderr.endswith(f"stopping: saving what is done\n{INTERRUPTED}"), stderr
+    assert "\nstopping: saving what is done\n" in stderr, stderr
+    assert stderr.endswith(f"\n{INTERRUPTED}"), stderr
     assert "Traceback" not in stderr
     assert all(resume(task).exists() and not expert(task).exists() for task in ("MNIST", "Twin"))
 

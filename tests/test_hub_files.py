@@ -175,11 +175,12 @@ def test_a_hub_that_refuses(server, monkeypatch, status, expected):
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    started = time.monotonic()
-    with pytest.raises(
-        HubUnreachable, match=r"nik-dim/tall_masks: the hub cannot be reached \(.*\); is there a network\?"
-    ):
-        hub_files.list_files(HUB_REPO)
+    for _ in range(2):  # the first time packages are imported
+        started = time.monotonic()
+        with pytest.raises(
+            HubUnreachable, match=r"nik-dim/tall_masks: the hub cannot be reached \(.*\); is there a network\?"
+        ):
+            hub_files.list_files(HUB_REPO)
     assert time.monotonic() - started < 5, "it is asked once"
 
 
@@ -217,9 +218,16 @@ def test_offline_the_cache_below_hf_home_is_the_hub(tmp_path, monkeypatch):
 
 def test_work_in_the_background_gives_its_result_or_its_error(monkeypatch):
     monkeypatch.setattr("raymerge.suite_files.downloads.POLL_S", 0.01)
-    waited = []
-    assert in_background(lambda: time.sleep(0.1) or 7, lambda: waited.append(1)) == 7
-    assert len(waited) > 2
+    waited: list[int] = []
+    enough = threading.Event()
+
+    def wait() -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            enough.set()
+
+    assert in_background(lambda: enough.wait(60) and 7, wait) == 7
+    assert len(waited) >= 3
 
     def fail() -> None:
         raise FetchError("no")

@@ -74,7 +74,7 @@ def test_what_runs_ends_when_nobody_waits(tmp_path):
         time.sleep(0.01)
     started = time.monotonic()
     results.close()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100, "it would take for ever"
 
 
 def _either(path: Path) -> None:

@@ -154,7 +154,7 @@ def test_killed_again_and_again(
 ) -> None:
     output = tmp_path / "killed"
     total = len(serial)
-    for target in (1, total // 2):
+    for target in (1, total // 4):
         runner = Runner(spec_file, output, home, "--set", "resources.evaluators=1")
         runner.wait_until(lambda runner=runner, target=target: runner.num_trials() >= target)
         runner.process.send_signal(signal.SIGKILL)

@@ -541,6 +541,11 @@ def _fetch(references: Sequence[Any]) -> list[Any]:
             f"Ray's object store had no room for the merged model, and could not make any ({first_line(error)}). "
             f"{MAKE_ROOM}"
         ) from None
+    except RayError as error:
+        raise EvaluationError(
+            f"the merged model was lost with a node and could not be merged again ({first_line(error)}). Start the "
+            "same command again: it repeats what failed"
+        ) from None
 
 
 def _lack_of_room(references: Sequence[Any]) -> str:

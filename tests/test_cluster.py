@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
 from raymerge import cluster
+from raymerge.errors import CheckpointError, EvaluationError
 from raymerge.sweep_spec import ResourceSettings
 
 
@@ -47,6 +49,25 @@ def test_a_cluster_that_cannot_be_asked_is_no_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster, "request_resources", refuse)
     with cluster.room_requested(ResourceSettings(evaluators=1)):
         pass
+
+
+def test_an_update_that_is_lost_for_good_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray merges again what was lost with a node, where it likes."""
+    cause = CheckpointError("/x/expert.pt: no such file")
+    errors = iter([RayTaskError("merge", "Traceback ...", cause).as_instanceof_cause(), OutOfMemoryError("2 killed")])
+
+    def get(references: Any) -> Any:
+        raise next(errors)
+
+    monkeypatch.setattr(cluster.ray, "wait", lambda references, num_returns, timeout: (references, []))
+    monkeypatch.setattr(cluster.ray, "get", get)
+    for reason in ("/x/expert.pt: no such file", "2 killed"):
+        with pytest.raises(EvaluationError) as caught:
+            cluster._fetch(["reference"])
+        assert str(caught.value) == (
+            f"the merged model was lost with a node and could not be merged again ({reason}). Start the same command "
+            "again: it repeats what failed"
+        )
 
 
 def token_of(home: Path) -> Path:

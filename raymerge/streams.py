@@ -82,6 +82,8 @@ def interruptible() -> Iterator[Callable[[], None]]:
             if received:
                 raise KeyboardInterrupt from None
             raise
+        if received:  # a callback that the interpreter runs, `__del__` for one, may have swallowed it
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

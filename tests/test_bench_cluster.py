@@ -98,9 +98,9 @@ SIMULATED = Simulated(
 def test_what_follows_from_the_figures():
     assert SIMULATED.overhead_s == pytest.approx(0.1)
     assert SIMULATED.rows_per_s == 20
-    assert SIMULATED.ratio == pytest.approx(2)
-    assert SIMULATED.reporting_ratio == pytest.approx(0.5)
-    assert SIMULATED.cpu_ratio == pytest.approx(1)
+    assert SIMULATED.ratio == pytest.approx(3)
+    assert SIMULATED.reporting_ratio == pytest.approx(0.6)
+    assert SIMULATED.cpu_ratio == pytest.approx(2)
     assert SIMULATED.driver_growth == 36_000_000
     assert SIMULATED.driver_growth_per_trial == 20_000
     value = json.loads(json.dumps(SIMULATED.as_dict()))

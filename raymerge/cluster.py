@@ -159,17 +159,24 @@ def _token_path() -> Path:
 
 
 def _make_token() -> None:
-    """Make the token that Ray would make, which everybody on this machine could read, readable by its owner alone."""
+    """Make the token that Ray would make, which everybody on this machine could read, readable by its owner alone.
+
+    Where the home folder cannot be written to it is one for this process and those that it starts.
+    """
     path = _token_path()
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if given or os.environ.get("RAY_AUTH_MODE") == "disabled" or path.exists():
         return
-    with contextlib.suppress(OSError):  # Ray tries it too, and says what is wrong
+    token = secrets.token_hex(32)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
-            file.write(secrets.token_hex(32))
+            file.write(token)
             file.flush()
-            os.link(file.name, path)  # whole, and never in place of another one
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)  # whole, and never in place of another one
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = token
 
 
 def _use_token() -> None:

@@ -103,13 +103,26 @@ def test_no_token_is_made_where_there_is_one_or_none_is_wanted(
     assert not token_of(home).parent.exists()
 
 
+def test_a_home_that_cannot_be_written_to_gets_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".ray").touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    cluster._make_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
 @pytest.mark.ray
-def test_ray_takes_the_token(home: Path) -> None:
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_ray_takes_the_token(home: Path, is_writable: bool) -> None:
     script = """
 from raymerge import cluster
 with cluster.connected(None):
     import ray
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
 """
+    if not is_writable:
+        (home / ".ray").touch()
     subprocess.run([sys.executable, "-c", script], env=dict(os.environ), check=True, timeout=300)
+    if not is_writable:
+        return
     assert stat.S_IMODE(token_of(home).stat().st_mode) == 0o600

@@ -72,6 +72,8 @@ MAKE_ROOM = (
     "store (ray start --object-store-memory), and start the same command again"
 )
 NODE_LABEL = "ray.io/node-id"
+HEAD = "node:__internal_head__"
+"""A resource that the head alone has."""
 NAMESPACE = "raymerge"
 """Of named actors: every sweep of a cluster has one here, so that they know of each other."""
 SWEEP = "sweep-"

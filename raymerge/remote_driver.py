@@ -26,8 +26,6 @@ from raymerge.suites import Suite
 from raymerge.sweep_spec import SweepSpec
 
 POLL_S = 0.5
-HEAD = "node:__internal_head__"
-"""A resource that the head alone has: the sweep must not be lost with any other node."""
 STORE_CALLS = ("begin", "choice", "keep_choice", "open", "append", "set_aside", "run_begins", "run_ends")
 
 
@@ -60,7 +58,8 @@ def execute(
         # threads: one runs the sweep, the others talk
         actor: Any = ray.remote(_RemoteDriver)
         try:
-            driver = actor.options(num_cpus=0, resources={HEAD: 0.001}, max_concurrency=8).remote()
+            # on the head: the sweep must not be lost with any other node
+            driver = actor.options(num_cpus=0, resources={cluster.HEAD: 0.001}, max_concurrency=8).remote()
             done = driver.run.remote(spec, suite, published)
             return _Client(driver, done, spec, suite, store, listener, stopping).serve()
         except RayTaskError as error:

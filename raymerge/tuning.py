@@ -354,7 +354,7 @@ def on_this_node() -> dict[str, float]:
     """Resources that only the driver's node has: no trial is lost with another one."""
     here = cluster.this_node()
     (resources,) = (node.resources for node in cluster.alive_nodes() if node.node_id == here)
-    addresses = [name for name in resources if name.startswith("node:") and name != "node:__internal_head__"]
+    addresses = [name for name in resources if name.startswith("node:") and name != cluster.HEAD]
     return {"memory": 1, **dict.fromkeys(addresses, 0.0001)}
 
 

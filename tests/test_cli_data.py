@@ -253,7 +253,7 @@ except SystemExit:
 # --- stopped by a signal ---------------------------------------------------------------------------------------------
 
 MANY = 6000
-"""Images of the test split: four chunks and a part, which take a while at 96 pixels."""
+"""Images of the test split: eleven chunks and a part, which take a while at 96 pixels."""
 
 
 @pytest.fixture

@@ -103,9 +103,11 @@ def test_no_token_is_made_where_there_is_one_or_none_is_wanted(
     assert not token_of(home).parent.exists()
 
 
-def test_a_home_that_cannot_be_written_to_gets_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_home_cannot_be_written_to_the_token_is_that_of_the_process(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / ".ray").touch()
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that it is gone after the test
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     cluster._make_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
